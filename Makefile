@@ -1,0 +1,62 @@
+# The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help need setup triton-env demo test check lab docs readme bench export clean
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
+# A CPU build of torch where the default index would bring CUDA: make demo TORCH_INDEX_URL=<PyTorch's index of CPU wheels>
+TORCH_INDEX_URL ?=
+BIN := .venv/bin
+PARTS ?=
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+need:  # what must be on the machine, each with the command that brings it
+	@command -v git >/dev/null || { echo "git is missing: apt-get install git"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is missing: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv is missing: apt-get install $$(basename $(PYTHON))-venv"; exit 2; }
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory need
+	@echo "setting up .venv (once, some minutes)" && $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv
+	$(BIN)/pip install -q "$$(grep ^torch== constraints.txt)" $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev]' && touch $@
+
+# The tritonserver wheel wants numpy 1.26 and so an environment of its own. Where it can't be made the engine runs in process.
+.venv-triton/ready: .venv/ready
+	@echo "setting up .venv-triton (once)"; { $(PYTHON) -m venv .venv-triton && .venv-triton/bin/pip install -q --no-deps nvidia-pytriton==0.7.0 \
+	&& .venv-triton/bin/pip install -q --only-binary :all: numpy==1.26.4 "$$(grep ^onnxruntime== constraints.txt)" && touch $@; } \
+	|| { rm -rf .venv-triton; echo "Triton's environment can't be made here ($$($(PYTHON) -V)): models will run in process (engine inprocess:)"; }
+
+setup: .venv/ready .venv-triton/ready  ## make both environments
+triton-env: .venv-triton/ready
+
+demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.html
+	@$(BIN)/predmaint demo
+
+test: setup  ## lessons of all notebooks, then pytest
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest
+
+check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
+	$(BIN)/python tools/check.py
+
+lab: setup  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+docs: setup  ## the site, in _docs
+	$(BIN)/python tools/docs.py
+
+readme: setup  ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/docs.py --readme
+
+bench: setup  ## all benchmarks, full size; results in benchmarks/results
+	for b in benchmarks/[a-z]*.py; do $(BIN)/python $$b $(BENCH_FLAGS) || exit 1; done
+
+export: setup  ## notebooks -> pdm/
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
+
+clean:  ## remove what was built, and both environments
+	rm -rf build _docs _proc .venv .venv-triton predmaint-data *.egg-info

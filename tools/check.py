@@ -1,0 +1,60 @@
+"""What CI refuses, in one run: notebooks that aren't clean, a library that isn't what they export, a stale README, ruff, mypy."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from docs import ROOT, readme, unlisted
+
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str, cwd: Path = ROOT) -> bool:
+    print("-", " ".join(command), flush=True)
+    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd).returncode == 0
+
+
+def generated() -> bool:
+    "Clean and export a copy of the tree as it lies here: nothing may change."
+    print("- notebooks clean, pdm/ exported", flush=True)
+    with tempfile.TemporaryDirectory() as copy:
+        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "nbs", "pdm", "settings.ini", "pyproject.toml"],
+                                cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+        files = [f for f in listed if (ROOT / f).is_file()]
+        for f in files:
+            target = Path(copy, f)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / f).read_bytes())
+        for command in ("nbdev_clean", "nbdev_export"):
+            subprocess.run([str(BIN / command)], cwd=copy, check=True)
+        changed = [f for f in files if Path(copy, f).read_bytes() != (ROOT / f).read_bytes()]
+    for f in changed:
+        print(f"  {f} is not what nbdev_clean and nbdev_export make of it: make export", flush=True)
+    return not changed
+
+
+def parameters() -> bool:
+    "A step notebook has one cell tagged `parameters`, or papermill runs the defaults in silence."
+    import nbformat
+
+    wrong = [p for p in ROOT.glob("pipelines/steps/*.ipynb")
+             if sum("parameters" in c.metadata.get("tags", ()) for c in nbformat.read(p, 4).cells) != 1]
+    for p in wrong:
+        print(f"  {p} has not exactly one cell tagged parameters")
+    return not wrong
+
+
+def fresh() -> bool:
+    print("- README and sidebar", flush=True)
+    if (ROOT / "README.md").read_text() != readme():
+        print("  README.md is not what nbs/index.ipynb says: make readme")
+        return False
+    for name in (wrong := unlisted()):
+        print(f"  nbs/sidebar.yml and nbs/ differ in {name}")
+    return not wrong
+
+
+if __name__ == "__main__":
+    checks = [generated(), parameters(), fresh(), run("ruff", "check", "."), run("mypy")]
+    sys.exit(0 if all(checks) else 3)
