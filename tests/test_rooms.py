@@ -36,13 +36,14 @@ def modules():
 
 
 def imports(path):
+    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            if node.module == "pdm":
+        elif isinstance(node, ast.ImportFrom):  # nbdev writes pdm's own imports relative
+            module = ".".join([*package[: len(package) - node.level + 1], node.module or ""]).strip(".") if node.level else node.module
+            yield module
+            if module == "pdm":
                 yield from (f"pdm.{alias.name}" for alias in node.names)
 
 

@@ -1,0 +1,72 @@
+"""What the one graph costs, and what the way to Triton costs, side by side on this machine.
+
+`graph_overhead_ratio`: ONNX Runtime, one window, the whole graph (standardisation, spectra, network, score) over the same network alone, fed with
+features that are ready. `triton_client_ratio_b32`: windows a second through the agent's own client to Triton at batch 32, over ONNX Runtime in process at
+batch 32 with as many threads. The model is the demo's: conv_ae, windows of 2 x 2048.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from _bench import arguments, check, in_turn, ratio, report, spread
+
+from pdm.data.synth import synthetic_recordings
+from pdm.errors import PartMissing
+from pdm.model.detector import Detector
+from pdm.serve.engine import InProcess
+
+CHANNELS, LENGTH = ("h", "v"), 2048
+
+
+def healthy_windows(n: int) -> tuple[np.ndarray, float]:
+    "Two channels of a healthy machine: two of the generator's records side by side."
+    a, b = [r for r in synthetic_recordings(seed=1) if r.fault == "none"][:2]
+    x = np.stack([a.samples[0], b.samples[0]])[:, : n * LENGTH]
+    return x.reshape(2, -1, LENGTH).swapaxes(0, 1).astype(np.float32), a.rate_hz
+
+
+def main() -> None:
+    started, quick = time.perf_counter(), arguments(__doc__ or "").quick
+    rounds, seconds = (2, 0.1) if quick else (9, 1.0)
+    windows, rate_hz = healthy_windows(120)
+    detector = Detector.fit(windows, rate_hz=rate_hz, channels=list(CHANNELS), hop_s=LENGTH / rate_hz, kind="conv_ae", seed=0,
+                            **({"epochs": 1} if quick else {}))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, _ = detector.export(Path(folder))
+        checks, tables = [], {}
+
+        whole, network, features = network_alone(bundle, windows[:1])
+        one = {"window": windows[:1]}
+        times = in_turn(rounds, seconds, whole=lambda: whole.run(None, one), network=lambda: network.run(None, features))
+        checks.append(check("graph_overhead_ratio", ratio(times["whole"], times["network"]), "<= 1.5",
+                            "ONNX Runtime, batch 1, one thread: whole graph over the same network without its front end"))
+        tables["batch 1, ms a window"] = {name: spread(t) for name, t in times.items()}
+
+        batch = np.resize(windows, (32, *windows.shape[1:])).astype(np.float32)
+        local = InProcess(threads=1).load(bundle)
+        try:
+            from pdm.serve.triton import TritonEngine
+
+            with TritonEngine("embedded:", threads=1) as engine:
+                remote = engine.load(bundle)
+                times = in_turn(rounds, seconds, inprocess=lambda: local.infer(batch), triton=lambda: remote.infer(batch))
+            checks.append(check("triton_client_ratio_b32", ratio(times["inprocess"], times["triton"]), ">= 0.6",
+                                "throughput of the agent's client to the real tritonserver over ONNX Runtime in process, one thread each"))
+            tables["batch 32, ms a batch"] = {name: spread(t) for name, t in times.items()}
+            tables["batch 32, windows a second"] = {name: round(32 / np.median(t)) for name, t in times.items()}
+        except PartMissing as e:
+            checks.append(check("triton_client_ratio_b32", None, ">= 0.6", str(e)))
+
+    with tempfile.TemporaryDirectory() as folder:
+        from pdm.demo import run
+
+        summary = run(folder, tenth=quick, generated=quick, kind="mahalanobis" if quick else "conv_ae")
+        tables["demo, seconds by part"] = summary["seconds"]
+        tables["demo, publish to committed verdict, ms"] = summary["latency_ms"]
+    report("graph", started, checks, tables, quick)
+
+
+if __name__ == "__main__":
+    main()
