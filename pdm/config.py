@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     assets: Path = Path("assets.yaml")   # the asset records
     agent_id: str = "agent"              # unique among the agents of a broker
     metrics_port: int = Field(default=9464, ge=0, lt=65536)        # Prometheus endpoint of the agent; 0: any free port
+    sinks_metrics_port: int = Field(default=9465, ge=0, lt=65536)  # the same of the sinks
     metrics_address: str = "127.0.0.1"
     batch: int = Field(default=32, ge=1, le=64)                    # most windows in one inference
     window: int = Field(default=64, ge=1)                          # W: most unacknowledged windows a stream

@@ -9,7 +9,7 @@ import pytest
 from pdm.errors import PartMissing
 from pdm.process import find_program
 from pdm.stream.broker import EmbeddedBroker, open_broker
-from pdm.stream.bus import Mqtt, status_topic
+from pdm.stream.mqtt import Mqtt, status_topic
 
 BROKERS = [
     pytest.param("mosquitto", marks=pytest.mark.skipif(not find_program("mosquitto"), reason="mosquitto is not installed")),

@@ -8,7 +8,6 @@ __all__ = ['DAY_S', 'MIN_CONFIRMATIONS', 'MAX_CONFIRMATIONS', 'MIN_EFFECTIVE', '
 
 # %% ../../nbs/model/calibrate.ipynb #cali9b394f
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np

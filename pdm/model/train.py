@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import InvalidConfig
 from .density import Mahalanobis
-from .graph import Front, Residual, WindowGraph, front_for
+from .graph import Residual, WindowGraph, front_for
 from .networks import ConvAutoencoder, ResidualScorer
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def train_network(
     network: nn.Module,                 # `network(features)` gives (redrawn, latent)
     features: Sequence[torch.Tensor],   # healthy, standardised; each [window, feature, frame]
     stop: Sequence[torch.Tensor],       # held back, to stop by
-    how: Training = Training(),         # noqa: B008 - frozen
+    how: Training = Training(),
 ) -> dict[str, list[float]]:            # by epoch: `loss` and `stop_loss`, mean squared errors
     "Train `network` in place to redraw healthy features."
     _quiet()
@@ -178,7 +178,7 @@ def _fit_graph(entry: Kind, windows: np.ndarray, conditions: np.ndarray | None, 
     stop: tuple[torch.Tensor, ...] = ()
     if entry.stops:
         if not held_back:
-            raise InvalidConfig(f"this kind needs windows to stop by: hold some back")
+            raise InvalidConfig("this kind needs windows to stop by: hold some back")
         stop = modes(features_of(windows[first:]), None if conditions is None else conditions[first:])
     scorer, notes = entry.fit(Standardised(modes(features, None if conditions is None else conditions[chosen]), stop, channels), how)
     return WindowGraph(front, residual, scorer).eval(), {"train_windows": float(first), **notes}
@@ -189,7 +189,7 @@ def fit_graph(
     windows: np.ndarray,                   # healthy, running, in time order: float32 [window, channel, sample]
     conditions: np.ndarray | None = None,  # [window, condition], NaN where unknown; None: none declared
     held_back: int = 0,                    # the last so many windows are not trained on
-    how: Training = Training(),            # noqa: B008 - frozen
+    how: Training = Training(),
 ) -> tuple[WindowGraph, dict[str, float]]: # the fitted graph, and what is worth noting
     "Fit front end, residual and scorer of one kind."
     if kind not in KINDS:
@@ -231,7 +231,7 @@ def log_run(
         import onnx
         import onnxruntime
 
-        contract, record = detector.contract, detector.record
+        contract, record = detector.contract, detector.calibration
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(tracking_url)
         try:

@@ -10,7 +10,7 @@ __all__ = ['checked', 'amplitude_spectrum', 'power_spectrum', 'envelope', 'squar
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.fft import ifft, irfft, next_fast_len, prev_fast_len, rfft
+from scipy.fft import ifft, irfft, prev_fast_len, rfft
 from scipy.interpolate import make_interp_spline
 
 from ..errors import InvalidWindow, NotEnoughData

@@ -23,7 +23,8 @@ from typing import Any
 from ..data.window import MAX_PAYLOAD
 from ..errors import PartMissing
 from ..process import Child, find_program, free_port
-from .bus import Mqtt, parse_url
+from .bus import parse_url
+from .mqtt import Mqtt
 
 # %% ../../nbs/stream/broker.ipynb #brok5e4ffb
 _MESSAGE_LIMIT = 4 * MAX_PAYLOAD  # bytes; what lies between this and MAX_PAYLOAD reaches the agent and is refused there, with a reason

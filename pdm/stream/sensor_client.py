@@ -18,7 +18,8 @@ import numpy as np
 
 from ..data.window import MAX_EPOCH, MAX_PAYLOAD, AssetPath, Window, decode_ack, encode, topic, user_properties
 from ..errors import InvalidPayload, InvalidWindow, PartMissing
-from .bus import Bus, Message, Mqtt
+from .bus import Bus, Message
+from .mqtt import Mqtt
 
 # %% ../../nbs/stream/sensor_client.ipynb #sens215fd7
 @dataclass(eq=False)
