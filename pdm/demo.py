@@ -112,13 +112,14 @@ def _detector(data: Data, kind: str, folder: Path, name: str):
 # %% ../nbs/demo.ipynb #demo7938d6
 def _assets(run: str, data: Data, bundle: Bundle, record: CalibrationRecord, folder: Path) -> list[dict]:
     "The asset records of a run, and the calibration of each asset written beside them."
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     assets = []
     for r in data.replay:
         path, file = str(_path(run, r)), folder / f"{run}-{r.name}.json"
         file.write_text(record.for_asset(path).to_json())
         b = r.bearing
-        assets.append({"path": path, "streams": {STREAM: {"bundle": str(bundle.path), "calibration": str(file), "bearing": "test" if b else None}},
+        assets.append({"path": path, "streams": {STREAM: {"bundle": str(bundle.path.resolve()), "calibration": str(file), "bearing": "test" if b else None}},
                        "bearings": {"test": {"balls": b.balls, "ball_diameter_mm": b.ball_diameter_mm, "pitch_diameter_mm": b.pitch_diameter_mm,
                                              "contact_angle_deg": b.contact_angle_deg}} if b else {}})
     return assets

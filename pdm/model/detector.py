@@ -7,13 +7,13 @@ __all__ = ['FEWEST', 'Run', 'MICRO_BATCH', 'Detector']
 
 # %% ../../nbs/model/detector.ipynb #dete2213f6
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, InvalidWindow, NotEnoughData
 from .bundle import (Bundle, CalibrationRecord, Condition, Contract, Scored, graph_inputs, load_bundle, read_record,
@@ -318,10 +318,8 @@ def _record_name(asset: str | None) -> str:
 
 
 def _checked_name(name: str) -> str:
-    try:
-        Contract.__pydantic_validator__.validate_assignment(Contract.model_construct(), "name", name)
-    except ValidationError as e:
-        raise InvalidConfig(f"name {name!r}: an asset type is written with a-z, 0-9 and _, beginning with a letter") from e
+    if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name):
+        raise InvalidConfig(f"name {name!r}: an asset type is written with a-z, 0-9 and _, beginning with a letter, 64 characters at most")
     return name
 
 

@@ -222,8 +222,6 @@ def log_run(
 ) -> str:                                  # id of the run
     "Log a fitted detector to MLflow: parameters, data digest, metrics and the ONNX graph."
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow
@@ -231,6 +229,8 @@ def log_run(
         import onnx
         import onnxruntime
 
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # once imported: mlflow sets its own level then
         contract, record = detector.contract, detector.calibration
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(tracking_url)
