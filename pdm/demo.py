@@ -230,7 +230,7 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
     import matplotlib.pyplot as plt
 
     from pdm.plot import data_uri, envelope_spectrum, score_timeline, use_style, waveform
-    from pdm.signal.spectrum import cepstrum_prewhiten, squared_envelope_spectrum
+    from pdm.signal.spectrum import prewhiten, squared_envelope_spectrum
     first = {r.fault: r for r in reversed(data.replay)}
     shown = [first[f] for f in ("none", "outer_race", "inner_race") if f in first]
     figures = []
@@ -241,7 +241,7 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
         ax.label_outer()
     figures.append({"title": "What the sensor sees", "caption": "A tenth of a second of each kind of record.", "uri": data_uri(fig)})
     for r in (r for r in shown[1:] if r.bearing and r.rpm):
-        frequency, amplitude = squared_envelope_spectrum(cepstrum_prewhiten(r.samples[0]), r.rate_hz)
+        frequency, amplitude = squared_envelope_spectrum(prewhiten(r.samples[0]), r.rate_hz)
         told = next(a for a in alarms if a["recording"] == r.name)
         fig, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
         envelope_spectrum(frequency, amplitude, fault_frequencies(r.bearing, r.rpm), fault=r.fault, unit="",
