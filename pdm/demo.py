@@ -229,7 +229,7 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
     "What the report shows: a healthy and two faulty waveforms, their envelope spectra, and all scores with their alarms."
     import matplotlib.pyplot as plt
 
-    from pdm.plot import data_uri, envelope_spectrum, score_timeline, use_style, waveform
+    from pdm.plot import FAMILIES, data_uri, envelope_spectrum, score_timeline, use_style, waveform
     from pdm.signal.spectrum import prewhiten, squared_envelope_spectrum
     first = {r.fault: r for r in reversed(data.replay)}
     shown = [first[f] for f in ("none", "outer_race", "inner_race") if f in first]
@@ -244,7 +244,8 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
         frequency, amplitude = squared_envelope_spectrum(prewhiten(r.samples[0]), r.rate_hz)
         told = next(a for a in alarms if a["recording"] == r.name)
         fig, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
-        envelope_spectrum(frequency, amplitude, fault_frequencies(r.bearing, r.rpm), fault=r.fault, unit="",
+        named = told["fault"] if told["fault"] in FAMILIES else r.fault
+        envelope_spectrum(frequency, amplitude, fault_frequencies(r.bearing, r.rpm), fault=named, unit="",
                           title=f"{r.name}: named {told['fault'].replace('_', ' ')}", ax=ax)
         figures.append({"title": f"Envelope spectrum, {r.fault.replace('_', ' ')}", "caption": told["evidence"], "uri": data_uri(fig)})
     rows = [reader.verdicts(str(_path(run, r)), STREAM) for r in data.replay]
@@ -388,6 +389,8 @@ def render(summary: Mapping[str, Any], figures: Sequence[Mapping[str, str]]) -> 
 def tell(summary: Mapping[str, Any], out: str | Path) -> None:
     "Print a summary for a person."
     console, d, w = Console(), summary["data"], summary["windows"]
+    if not console.is_terminal:
+        console.width = 160
     if d["synthetic"]:
         console.print(f"[bold red]GENERATED DATA, not measured[/]: {d['reason']}")
     else:

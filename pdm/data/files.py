@@ -174,7 +174,7 @@ def _read_text(path: Path, rate_hz: float | None, channels: Sequence[str] | None
                                    reason="wrong_time")
             found = _rate_of_times(path, values[:, at] * _TIME_UNIT[unit.lower()], numbers)
             columns.remove(at)
-    elif values.shape[1] > 1 and len(values) > 2 and np.ptp(steps := np.diff(values[:, 0])) <= 1e-3 * steps.mean():
+    elif values.shape[1] > 1 and len(values) > 2 and np.ptp(steps := np.diff(values[:, 0])) < 1e-3 * steps.mean():
         columns.remove(0)  # rises evenly: a clock, or in steps of one a counter
         found = None if np.allclose(steps, 1) else 1 / float(steps.mean())
         names = ["", *(f"channel{k}" for k in range(len(columns)))]
