@@ -145,7 +145,7 @@ def replay(
     stop: threading.Event | None = None,
 ) -> Sent:
     "Send recordings as if sensors were measuring them now. Returns when every window is handed over (see `SensorClient.flush`)."
-    sent = sent or Sent({}, {})
+    sent, stop = sent or Sent({}, {}), stop or threading.Event()
     failed: list[BaseException] = []
 
     def send(r: Recording) -> None:
@@ -154,7 +154,7 @@ def replay(
             start = time.monotonic()
             for i, window in enumerate(windows):
                 delay = start + i * step / speed - time.monotonic()
-                if delay > 0 and (stop.wait(delay) if stop else time.sleep(delay)):
+                if delay > 0 and stop.wait(delay):
                     return
                 stream.send(window, t0_ns=sent.t0_ns[r.name] + round(i * step * 1e9), conditions=r.conditions)
         except BaseException as e:  # noqa: BLE001 - handed to the caller below
@@ -240,7 +240,9 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
         waveform(r.samples[0, :int(0.1 * r.rate_hz)], r.rate_hz, unit=r.units[0], title=f"{r.name}: {r.fault.replace('_', ' ')}", ax=ax)
         ax.label_outer()
     figures.append({"title": "What the sensor sees", "caption": "A tenth of a second of each kind of record.", "uri": data_uri(fig)})
-    for r in (r for r in shown[1:] if r.bearing and r.rpm):
+    for r in shown[1:]:
+        if r.bearing is None or r.rpm is None:
+            continue
         frequency, amplitude = squared_envelope_spectrum(prewhiten(r.samples[0]), r.rate_hz)
         told = next(a for a in alarms if a["recording"] == r.name)
         fig, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
@@ -263,13 +265,16 @@ def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) ->
 # %% ../nbs/demo.ipynb #demo8489e5
 class _Board:
     "Progress on the terminal, and the seconds that each part took."
-    def __init__(self, show: bool):
+    def __init__(self, show: bool, stop: threading.Event):
         self.seconds: dict[str, float] = {}
+        self._stop = stop
         self.progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                                  console=Console(stderr=True), disable=not show)
 
     @contextmanager
     def part(self, name: str, text: str, total: int = 1) -> Iterator[Callable[..., None]]:
+        if self._stop.is_set():
+            raise KeyboardInterrupt
         task, start = self.progress.add_task(text, total=total), time.monotonic()
         yield lambda done, total=total: self.progress.update(task, completed=done, total=total)
         self.progress.update(task, completed=self.progress.tasks[task].total)
@@ -277,20 +282,24 @@ class _Board:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    "SIGTERM stops a job as Ctrl-C does, so that everything is closed on the way out."
+def _stopping() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM alike raise `KeyboardInterrupt`, so that everything is closed on the way out. They set the event too, since an exception
+    that is raised while Python forks a child is swallowed: whoever goes on then, finds it set."""
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
-    def interrupt(*_):
+    def interrupt(*_: object) -> None:
+        stop.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def run(
@@ -307,15 +316,17 @@ def run(
         raise InvalidInput(f"speed is how many times faster than real time, > 0, got {speed}")
     out, settings = Path(out), settings or Settings()
     out.mkdir(parents=True, exist_ok=True)
-    started, board = time.monotonic(), _Board(progress)
-    with _sigterm_as_interrupt(), board.progress, ExitStack() as stack:
+    started = time.monotonic()
+    with _stopping() as stop, ExitStack() as stack:
+        board = _Board(progress, stop)
+        stack.enter_context(board.progress)
         with board.part("data", "bearing records: fetch, check, bring to one rate") as fetched:
             data = gather(generated, tenth, settings.cache_dir, lambda what, n, total: fetched(n, total))
         with board.part("fit", f"fit {kind} on healthy records, log it to MLflow"):
             detector, fitted = _detector(data, kind, out, "generated_rig" if data.about["synthetic"] else "mfpt_rig")
         with board.part("export", "one ONNX graph, proven against torch; bundle and calibration"):
             bundle, record_file = detector.export(out / "bundles")
-            record = read_record(record_file)
+            record: CalibrationRecord = read_record(record_file)
         line = _next_run(out)
         with board.part("start", "broker, tritonserver, agent, sinks"):
             site = stack.enter_context(Site(out / "site", settings, _assets(line, data, bundle, record, out / "site" / "calibrations")))
@@ -326,7 +337,7 @@ def run(
             watch = _watch(lambda: done(client.counts["acknowledged"]))
             stack.callback(watch.set)
             for faults in (("none",), ("outer_race",), ("inner_race",)):
-                replay(client, [r for r in data.replay if r.fault in faults], line, speed, sent)
+                replay(client, [r for r in data.replay if r.fault in faults], line, speed, sent, stop)
             client.flush()
         with board.part("count", "count what was sent, acknowledged, journaled, stored"):
             reader = stack.enter_context(JournalReader(site.journal))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pdm.demo import STREAM, Sent, _assets, _detector, _path, count, gather, replay
-from pdm.site import Site
 
 from pdm.config import Settings
+from pdm.demo import STREAM, Sent, _assets, _detector, _path, count, gather, replay
+from pdm.site import Site
 from pdm.stream.journal import JournalReader
 from pdm.stream.sensor_client import SensorClient
 

@@ -108,7 +108,7 @@ def is_running(
 ) -> np.ndarray:        # bool [window]
     "A machine runs when any channel that can tell is above its floor; without such a channel it is taken to run."
     tells = floor > 0
-    return (rms[:, tells] >= floor[tells]).any(1) if tells.any() else np.ones(len(rms), bool)
+    return np.asarray((rms[:, tells] >= floor[tells]).any(1) if tells.any() else np.ones(len(rms), bool))
 
 # %% ../../nbs/model/calibrate.ipynb #calidbcc21
 def _needed_hours(spacing_s: float, false_alarms_per_day: float) -> float:

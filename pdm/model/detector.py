@@ -167,7 +167,7 @@ class Detector:
             held = _checked_windows(calibration, channels, x.shape[2], "calibration windows")
             parts = [(x, c), (held, _condition_matrix(names, calibration_conditions, len(held)))]
         else:
-            share = 0.4 if calibration is None else float(calibration)  # type: ignore[arg-type]
+            share = 0.4 if calibration is None else float(np.asarray(calibration))
             if not 0 < share < 1:
                 raise InvalidConfig(f"calibration is a share between 0 and 1 of the windows, or windows held back, got {calibration!r}")
             first = len(x) - round(share * len(x))
@@ -237,7 +237,8 @@ class Detector:
         n = len(windows)
         filled = np.minimum(np.arange(-(-n // MICRO_BATCH) * MICRO_BATCH), n - 1)
         parts = [self.infer(windows[i], None if matrix is None else matrix[i]) for i in filled.reshape(-1, MICRO_BATCH)]
-        return Scored(*(np.concatenate([getattr(p, name) for p in parts])[:n] for name in ("score", "channel_score", "embedding")))
+        score, channel_score, embedding = (np.concatenate([getattr(p, name) for p in parts])[:n] for name in ("score", "channel_score", "embedding"))
+        return Scored(score, channel_score, embedding)
 
     def score(self,
         windows: np.ndarray,  # [window, channel, sample]
@@ -298,7 +299,7 @@ class Detector:
         if len(files) != 1:
             found = f"{len(files)} calibration records ({', '.join(f.name for f in files)}): name the asset" if files else "no calibration record"
             raise InvalidBundle(f"{folder} holds {found}; expected a folder that Detector.save wrote")
-        record = read_record(files[0])
+        record: CalibrationRecord = read_record(files[0])
         bundle = load_bundle(folder / record.model, record.model)
         onnx, report = bundle.onnx.read_bytes(), folder / "report.json"
         return cls(bundle.contract, record, _onnx_run(onnx), onnx, json.loads(report.read_text()) if report.exists() else None)

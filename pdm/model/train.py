@@ -74,7 +74,8 @@ def train_network(
     class Redraw(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network, self.curves, self.best = network, {"loss": [], "stop_loss": []}, (float("inf"), network.state_dict())
+            self.network, self.best = network, (float("inf"), network.state_dict())
+            self.curves: dict[str, list[float]] = {"loss": [], "stop_loss": []}
             self.sums = [0.0, 0]
 
         def training_step(self, batch, _index):

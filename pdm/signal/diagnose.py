@@ -118,7 +118,8 @@ def _spectra(x: np.ndarray, rate_hz: float, top_hz: float, turns: np.ndarray | N
     bins = int(top_hz * seconds) + 40
     spectrum = _flat(rfft(x - x.mean(-1, keepdims=True)), _CUT)
     levels = int(np.clip(np.log2(rate_hz / 2 / top_hz) + 2, 1, _LEVELS))  # a band must hold half of what we look at
-    ratios, floors, bands = [], [], []
+    ratios, floors = [], []
+    bands: list[tuple[float, float]] = []
     for k in range(levels):
         power = envelope_bank(spectrum, k)
         power = np.minimum(power, _CLIP * np.median(power[..., ::5], -1, keepdims=True))
