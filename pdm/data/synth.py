@@ -45,6 +45,7 @@ class Machine:
     gear_teeth: int = 0                  # a gear on the same shaft; 0: none
     gear_g: float = 0.0                  # amplitude of its mesh, which swells with the shaft
     strike_g: float = 1.0                # height of a strike of severity 1 at nominal load
+    faint: float = 0.0                   # severity of the marks that any bearing has, on each of its parts, while it counts as well
     load_zone: float = 0.6               # how far the load reaches round the bearing: 0.5 half way, > 1 all round (Stribeck's epsilon)
 
 # %% ../../nbs/data/synth.ipynb #synt789c37
@@ -67,7 +68,7 @@ def random_machine(seed: int | Sequence[int]) -> Machine:
                    shaft_mm_s=(shaft, shaft * between(0.1, 0.8), shaft * between(0.05, 0.5)), hum_hz=float(rng.choice([100, 120])),
                    hum_g=noise_g * between(0, 0.7), knocks_per_s=float(rng.choice([0, 0, 0.5, 5])),
                    gear_teeth=int(rng.integers(11, 60)) if geared else 0, gear_g=noise_g * between(0.2, 2) if geared else 0.0,
-                   strike_g=5 * noise_g, load_zone=between(0.4, 1.2))
+                   strike_g=5 * noise_g, faint=between(0, 0.1), load_zone=between(0.4, 1.2))
 
 # %% ../../nbs/data/synth.ipynb #synt5fa0ac
 STRUCK = ("outer_race", "inner_race", "ball", "cage")      # faults that strike
@@ -184,6 +185,20 @@ class Truth:
     snr_db: float           # power of the fault's ringing over that of all the rest; -inf where nothing strikes
 
 
+def _strikes(m: Machine, turns: np.ndarray, rate_hz: float, fault: str, severity: float, slip: float, jitter: float,
+             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "Times in seconds and heights in g of the strikes of one kind of damage."
+    orders = strike_orders(m.bearing, slip)
+    at = strike_turns(orders[fault], float(turns[-1]), jitter, rng)
+    height = m.strike_g * severity * rng.lognormal(0, 0.15, len(at))
+    where = rng.uniform()
+    if fault == "inner_race":
+        height *= load_share(at + where, m.load_zone)
+    elif fault == "ball":  # it strikes both races in turn, one of them more softly
+        height *= load_share(at * orders["cage"] + where, m.load_zone) * np.where(np.arange(len(at)) % 2, 1, rng.uniform(0.5, 1))
+    return np.interp(at, turns, np.arange(len(turns)) / rate_hz), height
+
+
 def bearing_signal(
     machine: Machine,
     rpm: float | np.ndarray,    # speed, one number or one per sample
@@ -203,21 +218,17 @@ def bearing_signal(
     turns = shaft_turns(rpm, n, rate_hz)
     mean_hz = float(turns[-1]) * rate_hz / (n - 1)
     x = background(machine, turns, rate_hz, np.random.default_rng([seed, 0]), fault, severity)
+    if machine.faint:
+        rng = np.random.default_rng([seed, 2])
+        marks = [_strikes(machine, turns, rate_hz, part, machine.faint * load, slip, jitter, rng) for part in STRUCK]
+        x += ring_down(np.concatenate([m[0] for m in marks]), np.concatenate([m[1] for m in marks]), n, rate_hz, machine.resonances)
     if fault not in STRUCK or severity == 0:
         return x, Truth(fault, severity, load, 60 * mean_hz, slip, jitter, 0.0, np.zeros(0), np.zeros(0), -np.inf)
-    rng = np.random.default_rng([seed, 1])
-    orders = strike_orders(machine.bearing, slip)
-    at = strike_turns(orders[fault], float(turns[-1]), jitter, rng)
-    strikes_s = np.interp(at, turns, np.arange(n) / rate_hz)
-    strikes_g = machine.strike_g * severity * load * rng.lognormal(0, 0.15, len(at))
-    where = rng.uniform()
-    if fault == "inner_race":
-        strikes_g = strikes_g * load_share(at + where, machine.load_zone)
-    elif fault == "ball":  # it strikes both races in turn, one of them more softly
-        strikes_g = strikes_g * load_share(at * orders["cage"] + where, machine.load_zone) * np.where(np.arange(len(at)) % 2, 1, rng.uniform(0.5, 1))
+    strikes_s, strikes_g = _strikes(machine, turns, rate_hz, fault, severity * load, slip, jitter, np.random.default_rng([seed, 1]))
     y = ring_down(strikes_s, strikes_g, n, rate_hz, machine.resonances)
     snr_db = 10 * np.log10(max(float(np.mean(y**2)), 1e-300) / float(np.mean(x**2)))
-    return x + y, Truth(fault, severity, load, 60 * mean_hz, slip, jitter, orders[fault] * mean_hz, strikes_s, strikes_g, float(snr_db))
+    fault_hz = strike_orders(machine.bearing, slip)[fault] * mean_hz
+    return x + y, Truth(fault, severity, load, 60 * mean_hz, slip, jitter, fault_hz, strikes_s, strikes_g, float(snr_db))
 
 # %% ../../nbs/data/synth.ipynb #synta2d366
 NICE = Bearing(balls=8, ball_diameter_mm=5.969, pitch_diameter_mm=31.623)  # the bearing of the MFPT test rig: 0.235 in, 1.245 in

@@ -150,7 +150,7 @@ class Detector:
         channels = [channels] if isinstance(channels, str) else list(channels)
         x = _checked_windows(windows, channels, None)
         for what, value in (("rate_hz", rate_hz), ("hop_s", hop_s), ("false_alarms_per_day", false_alarms_per_day)):
-            if not (np.isscalar(value) and 0 < float(value) < float("inf")):
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < float(value) < float("inf"):
                 raise InvalidConfig(f"{what} is a positive number, got {value!r}")
         if kind != "auto" and kind not in KINDS:
             raise InvalidConfig(f"kind {kind!r} is not known: choose one of {', '.join(KINDS)}, or auto")
