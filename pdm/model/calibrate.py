@@ -151,8 +151,8 @@ def calibrate(
     target = false_alarms_per_day * spacing_s / DAY_S
     reasons = []
     if m < MIN_EFFECTIVE:
-        reasons.append(f"the {len(db)} windows are worth only {m} independent ones, {MIN_EFFECTIVE} are needed: scores stay alike for "
-                       f"{_words(spacing_s / 3600)}")
+        reasons.append(f"the {len(db)} windows are worth only {m} independent ones, {MIN_EFFECTIVE} are needed: "
+                       f"scores stay alike for {_words(spacing_s / 3600)}")
     if rule.exceedance**rule.confirmations > target * (1 + 1e-9):
         reasons.append(f"{m} effective windows bound a healthy exceedance by {rule.exceedance:.1%}, and {MAX_CONFIRMATIONS} "
                        "confirmations are not enough")
@@ -167,13 +167,15 @@ def calibrate(
     report = {"windows": len(db), "effective_windows": m, "decorrelation_windows": lag, "rank": rule.rank, "hours_seen": hours,
               "least_delay_s": (rule.confirmations - 1) * spacing_s + hop_s, "hours_needed": needed}
     if m >= MIN_EFFECTIVE:
-        report["supportable_per_day"] = max(exceedance_limit(1, m) ** MAX_CONFIRMATIONS * DAY_S / spacing_s, 24 / EXTRAPOLATION / hours)
+        by_confirmation = exceedance_limit(1, m) ** MAX_CONFIRMATIONS * DAY_S / spacing_s
+        report["supportable_per_day"] = max(by_confirmation, 24 / EXTRAPOLATION / hours)
     quiet = (1 + m - np.searchsorted(table, db)) / (m + 1) > 0.1
     return CalibrationRecord(
         asset=asset, model=model, hop_s=hop_s, scores_db=tuple(table.tolist()), threshold_db=float(table[-rule.rank]),
-        centre_db=round(float(db[quiet].mean() if quiet.any() else db.mean()), 4), confirmations=rule.confirmations, spacing_s=spacing_s,
-        exceedance=rule.exceedance, false_alarms_per_day=false_alarms_per_day, supported=supported, reasons=tuple(reasons),
+        centre_db=round(float(db[quiet].mean() if quiet.any() else db.mean()), 4), spacing_s=spacing_s,
+        confirmations=rule.confirmations, exceedance=rule.exceedance, false_alarms_per_day=false_alarms_per_day, supported=supported, reasons=tuple(reasons),
         report={k: round(float(v), 6) for k, v in report.items()}, conditions=conditions, budget_db=budget_db,
         channel_scale=() if channel_scores is None else tuple(np.median(channel_scores, 0).round(6).tolist()),
         running_rms=() if running_rms is None else tuple(np.asarray(running_rms, np.float64).tolist()),
-        adapt_s=max(3600.0, 200 * spacing_s), quiet_s=max(60.0, 5 * rule.confirmations * spacing_s), gap_s=max(10 * hop_s, 3 * spacing_s))
+        adapt_s=max(3600.0, 200 * spacing_s), quiet_s=max(60.0, 5 * rule.confirmations * spacing_s),
+        gap_s=max(10 * hop_s, 3 * spacing_s))

@@ -32,8 +32,8 @@ def shrunk_covariance(
 def whitening(
     cov: np.ndarray,      # [feature, feature]
     floor: float = 1e-2,  # smallest eigenvalue that is believed, as a share of their mean
-) -> tuple[np.ndarray, np.ndarray]:  # W [feature, feature] symmetric, and the axes [feature, feature], largest first, scaled to unit variance
-    "The matrix that makes `cov` the identity, and its principal axes."
+) -> tuple[np.ndarray, np.ndarray]:  # symmetric W and axes, both [feature, feature]
+    "The matrix W that makes `cov` the identity, and its principal axes, largest first, scaled to unit variance."
     values, vectors = np.linalg.eigh(cov)
     values = np.maximum(values, max(floor * values.mean(), 1e-12))
     scale = 1 / np.sqrt(values)
@@ -71,7 +71,8 @@ class Mahalanobis(nn.Module):
             own = slice(c * size, (c + 1) * size)
             blocks[own, own] = whitening(cov[own, own])[0]
         axes = axes[:, :self.embedding]
-        axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(self.embedding)] < 0, -1, 1)  # an axis has no sign of its own
+        largest = axes[np.abs(axes).argmax(0), np.arange(self.embedding)]
+        axes = axes * np.where(largest < 0, -1, 1)  # an axis has no sign of its own
         self.maps[mode] = torch.from_numpy(np.concatenate([whole, blocks, axes], 1)).float()
         self.offset[mode] = torch.from_numpy(centre).float()
         return shrinkage

@@ -46,8 +46,8 @@ def _checked_windows(
         x = np.ascontiguousarray(x, np.float32)
     bad = ~np.isfinite(x).all((1, 2))
     if bad.any():
-        raise InvalidWindow(f"{int(bad.sum())} of {len(x)} {what} hold NaN or infinite samples, the first is number {int(bad.argmax())}; expected finite "
-                            "numbers: leave these windows out", reason="not_finite")
+        raise InvalidWindow(f"{int(bad.sum())} of {len(x)} {what} hold NaN or infinite samples, the first is number "
+                            f"{int(bad.argmax())}; expected finite numbers: leave these windows out", reason="not_finite")
     return x
 
 
@@ -67,8 +67,8 @@ def _condition_matrix(
             continue
         values = np.asarray(conditions[name])
         if values.dtype.kind not in "fiu" or values.shape not in ((), (n,)):
-            raise InvalidInput(f"condition {name} is {values.dtype} of shape {list(values.shape)}; expected one number for each of {n} windows, "
-                               "NaN where it is not known")
+            raise InvalidInput(f"condition {name} is {values.dtype} of shape {list(values.shape)}; expected one number for each "
+                               f"of {n} windows, NaN where it is not known")
         if np.isinf(values).any():
             raise InvalidInput(f"condition {name} has infinite values; expected numbers, or NaN where it is not known")
         matrix[:, k] = values
@@ -107,7 +107,48 @@ def _onnx_run(onnx: bytes) -> Run:
     session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(["score", "channel_score", "embedding"], feed)
 
-# %% ../../nbs/model/detector.ipynb #dete6b46ee
+# %% ../../nbs/model/detector.ipynb #dete392e8c
+_DRAFT = CalibrationRecord(  # stands in until the scores are known
+    hop_s=1, scores_db=(), centre_db=0, threshold_db=0, confirmations=1, spacing_s=1, exceedance=1, false_alarms_per_day=1,
+    supported=False, quiet_s=1, gap_s=1)
+
+
+def _record_name(asset: str | None) -> str:
+    return f"{asset.replace('/', '.')}.calibration.json" if asset else "calibration.json"
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name):
+        raise InvalidConfig(f"name {name!r}: an asset type is written with a-z, 0-9 and _, beginning with a letter, "
+                            "64 characters at most")
+    return name
+
+
+def _checked_units(units: Sequence[str] | None, channels: Sequence[str]) -> tuple[str, ...]:
+    if units is not None and len(units) != len(channels):
+        raise InvalidConfig(f"{len(units)} units for {len(channels)} channels ({', '.join(channels)}): name one for each")
+    return tuple(units) if units is not None else ("",) * len(channels)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("predmaint", "torch", "onnx"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _export(graph: "WindowGraph", contract: Contract, windows: np.ndarray, matrix: np.ndarray | None) -> bytes:
+    "The graph as ONNX, once ONNX Runtime is proven to give torch's scores. Raises `CheckFailed` where it does not."
+    from pdm.model.graph import export_onnx, parity
+
+    onnx = export_onnx(graph, max_batch=contract.max_batch, engine=contract.engine)
+    parity(graph, onnx, graph_inputs(contract, windows, matrix))
+    return onnx
+
+# %% ../../nbs/model/detector.ipynb #detee0e12b
 MICRO_BATCH = 32  # windows that `score` computes at a time, always
 
 
@@ -135,7 +176,7 @@ class Detector:
         asset: str | None = None,   # enterprise/site/area/line/asset
         seed: int = 0,              # the same seed, windows and settings give the same detector
         *,
-        calibration: float | np.ndarray | None = None,  # later share of the windows to calibrate on (default 0.4), or healthy windows of another record
+        calibration: float | np.ndarray | None = None,  # later share to calibrate on (0.4), or windows of another record
         calibration_conditions: Mapping[str, np.ndarray] | None = None,  # of those, where they are given
         units: Sequence[str] | None = None,  # of the channels
         name: str = "machine",      # the asset type: a-z, 0-9, _
@@ -144,7 +185,8 @@ class Detector:
     ) -> "Detector":
         "Fit on healthy windows. Raises `InvalidInput` or one of its kinds, naming what was expected."
         from pdm.model.calibrate import is_running, running_floor  # torch and its like are loaded by whoever fits
-        from pdm.model.graph import FFT
+        from pdm.model.evaluate import fit_chosen
+        from pdm.model.front import FFT
         from pdm.model.train import KINDS, Training, data_digest
 
         channels = [channels] if isinstance(channels, str) else list(channels)
@@ -155,11 +197,10 @@ class Detector:
         if kind != "auto" and kind not in KINDS:
             raise InvalidConfig(f"kind {kind!r} is not known: choose one of {', '.join(KINDS)}, or auto")
         if len(x) < FEWEST:
-            raise NotEnoughData(f"fitting needs at least {FEWEST} healthy windows, got {len(x)}: record for longer, or cut shorter windows")
+            raise NotEnoughData(f"fitting needs at least {FEWEST} healthy windows, got {len(x)}: record for longer, "
+                                "or cut shorter windows")
         names = list(conditions or {})
         c = _condition_matrix(names, conditions, len(x))
-        if c is not None and (never := [n for n, column in zip(names, c.T, strict=True) if not np.isfinite(column).any()]):
-            raise InvalidInput(f"condition {', '.join(never)} is not known in any window: leave it out")
 
         spectral = x.shape[2] >= 2 * FFT
         floor = running_floor(window_rms(x)) if spectral else np.zeros(len(channels))
@@ -169,7 +210,7 @@ class Detector:
         else:
             share = 0.4 if calibration is None else float(np.asarray(calibration))
             if not 0 < share < 1:
-                raise InvalidConfig(f"calibration is a share between 0 and 1 of the windows, or windows held back, got {calibration!r}")
+                raise InvalidConfig(f"calibration is a share of the windows between 0 and 1, or windows, got {calibration!r}")
             first = len(x) - round(share * len(x))
             parts = [(x[:first], None if c is None else c[:first]), (x[first:], None if c is None else c[first:])]
         runs = [is_running(window_rms(w), floor) for w, _ in parts]
@@ -177,17 +218,21 @@ class Detector:
         if len(train) < 30:
             raise NotEnoughData(f"{len(train)} windows of the running machine are left to train on, at least 30 are needed: "
                                 "record for longer, or calibrate on less")
+        never = [] if train_c is None else [n for n, c in zip(names, train_c.T, strict=True) if not np.isfinite(c).any()]
+        if never:
+            raise InvalidInput(f"condition {', '.join(never)} is known in none of the {len(train)} windows to train on: leave it out")
 
         how = Training(epochs=epochs, seed=seed, progress=progress)
-        graph, chosen, notes, report = _fit(kind, train, train_c, how)
+        graph, chosen, notes, auto = fit_chosen(kind, train, train_c, how)
         contract = Contract(
-            name=_checked_name(name), kind=chosen, channels=tuple(channels), units=_checked_units(units, channels), rate_hz=float(rate_hz),
-            samples=x.shape[2], conditions=_ranges(names, train_c), embedding=int(graph.scorer.embedding),  # type: ignore[arg-type]
-            engine=KINDS[chosen].engine, training_data=data_digest(train, train_c), metrics={k: round(float(v), 6) for k, v in notes.items()},
-            versions=_versions())
-        report |= {"windows_given": len(x), "windows_trained_on": len(train), "windows_standing_still": int(sum((~r).sum() for r in runs))}
-        example = train[np.linspace(0, len(train) - 1, 64).astype(int)]
-        example_c = None if train_c is None else train_c[np.linspace(0, len(train) - 1, 64).astype(int)]
+            name=_checked_name(name), kind=chosen, channels=tuple(channels), units=_checked_units(units, channels),
+            rate_hz=float(rate_hz), samples=x.shape[2], conditions=_ranges(names, train_c), engine=KINDS[chosen].engine,
+            embedding=int(graph.scorer.embedding), training_data=data_digest(train, train_c),  # type: ignore[arg-type]
+            metrics={k: round(float(v), 6) for k, v in notes.items()}, versions=_versions())
+        report = {"windows_given": len(x), "windows_trained_on": len(train),
+                  "windows_standing_still": int(sum((~r).sum() for r in runs)), **({"auto": auto} if auto else {})}
+        some = np.linspace(0, len(train) - 1, 64).astype(int)
+        example, example_c = train[some], None if train_c is None else train_c[some]
         draft = cls(contract, _DRAFT, _torch_run(graph), lambda: _export(graph, contract, example, example_c), report)
         return draft._calibrated(*held_part, float(hop_s), float(false_alarms_per_day), asset, floor if spectral else None)
 
@@ -217,7 +262,8 @@ class Detector:
         if floor is not None:
             runs = is_running(window_rms(x), floor)
             x, matrix = x[runs], None if matrix is None else matrix[runs]
-        return self._calibrated(x, matrix, hop_s or before.hop_s, false_alarms_per_day or before.false_alarms_per_day, asset or before.asset, floor)
+        rate = false_alarms_per_day or before.false_alarms_per_day
+        return self._calibrated(x, matrix, hop_s or before.hop_s, rate, asset or before.asset, floor)
 
     def infer(self,
         windows: np.ndarray,                   # float32 [window, channel, sample]
@@ -237,8 +283,8 @@ class Detector:
         n = len(windows)
         filled = np.minimum(np.arange(-(-n // MICRO_BATCH) * MICRO_BATCH), n - 1)
         parts = [self.infer(windows[i], None if matrix is None else matrix[i]) for i in filled.reshape(-1, MICRO_BATCH)]
-        score, channel_score, embedding = (np.concatenate([getattr(p, name) for p in parts])[:n] for name in ("score", "channel_score", "embedding"))
-        return Scored(score, channel_score, embedding)
+        return Scored(np.concatenate([p.score for p in parts])[:n], np.concatenate([p.channel_score for p in parts])[:n],
+                      np.concatenate([p.embedding for p in parts])[:n])
 
     def score(self,
         windows: np.ndarray,  # [window, channel, sample]
@@ -248,7 +294,8 @@ class Detector:
         x = _checked_windows(windows, self.contract.channels, self.contract.samples)
         if len(x) == 0:
             return np.zeros(0)
-        return self._in_micro_batches(x, _condition_matrix([c.name for c in self.contract.conditions], conditions, len(x))).score.astype(np.float64)
+        matrix = _condition_matrix([c.name for c in self.contract.conditions], conditions, len(x))
+        return self._in_micro_batches(x, matrix).score.astype(np.float64)
 
     def monitor(self,
         asset: str | None = None,  # whose state it is; default: the one calibrated for
@@ -267,9 +314,9 @@ class Detector:
     def report(self) -> dict[str, Any]:
         "What the promise rests on, in numbers and words, and how the kind was chosen."
         r = self.calibration
-        return {"kind": self.contract.kind, "false_alarms_per_day": r.false_alarms_per_day, "supported": r.supported, "reasons": list(r.reasons),
-                "confirmations": r.confirmations, "spacing_s": r.spacing_s, "exceedance": r.exceedance, **r.report,
-                "conditions_seen": {c.name: (c.low, c.high) for c in r.conditions}, **self._report}
+        return {"kind": self.contract.kind, "false_alarms_per_day": r.false_alarms_per_day, "supported": r.supported,
+                "reasons": list(r.reasons), "confirmations": r.confirmations, "spacing_s": r.spacing_s,
+                "exceedance": r.exceedance, **r.report, "conditions_seen": {c.name: (c.low, c.high) for c in r.conditions}, **self._report}
 
     def export(self,
         folder: str | Path,     # where bundles are kept
@@ -297,7 +344,8 @@ class Detector:
         folder = Path(folder)
         files = sorted(folder.glob("*calibration.json")) if asset is None else [folder / _record_name(asset)]
         if len(files) != 1:
-            found = f"{len(files)} calibration records ({', '.join(f.name for f in files)}): name the asset" if files else "no calibration record"
+            listed = ", ".join(f.name for f in files)
+            found = f"{len(files)} calibration records ({listed}): name the asset" if files else "no calibration record"
             raise InvalidBundle(f"{folder} holds {found}; expected a folder that Detector.save wrote")
         record: CalibrationRecord = read_record(files[0])
         bundle = load_bundle(folder / record.model, record.model)
@@ -307,77 +355,5 @@ class Detector:
     def __repr__(self) -> str:
         c, r = self.contract, self.calibration
         promise = f"{r.false_alarms_per_day:g} false alarms a day {'supported' if r.supported else 'not supported'}"
-        return f"Detector({c.name}, {c.kind}, {len(c.channels)} x {c.samples} at {c.rate_hz:g} Hz, {promise}, {r.confirmations} confirmations)"
-
-# %% ../../nbs/model/detector.ipynb #dete5c5d06
-_DRAFT = CalibrationRecord(hop_s=1, scores_db=(), centre_db=0, threshold_db=0, confirmations=1, spacing_s=1, exceedance=1, false_alarms_per_day=1,
-                           supported=False, quiet_s=1, gap_s=1)  # stands in until the scores are known
-
-
-def _record_name(asset: str | None) -> str:
-    return f"{asset.replace('/', '.')}.calibration.json" if asset else "calibration.json"
-
-
-def _checked_name(name: str) -> str:
-    if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name):
-        raise InvalidConfig(f"name {name!r}: an asset type is written with a-z, 0-9 and _, beginning with a letter, 64 characters at most")
-    return name
-
-
-def _checked_units(units: Sequence[str] | None, channels: Sequence[str]) -> tuple[str, ...]:
-    if units is not None and len(units) != len(channels):
-        raise InvalidConfig(f"{len(units)} units for {len(channels)} channels ({', '.join(channels)}): name one for each")
-    return tuple(units) if units is not None else ("",) * len(channels)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("predmaint", "torch", "onnx"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _fit(kind: str, windows: np.ndarray, matrix: np.ndarray | None, how: Any) -> tuple["WindowGraph", str, dict[str, float], dict[str, Any]]:
-    "The fitted graph, its kind, what is worth noting, and how the kind was chosen."
-    from pdm.model.evaluate import choose, detection
-    from pdm.model.train import KINDS, fit_graph
-
-    held_back = max(10, len(windows) // 6)
-    if kind != "auto":
-        graph, notes = fit_graph(kind, windows, matrix, held_back if KINDS[kind].stops else 0, how)
-        return graph, kind, notes, {}
-    fitted = {k: fit_graph(k, windows, matrix, held_back, how) for k in KINDS}
-    rest = windows[-held_back:], None if matrix is None else matrix[-held_back:]
-    tables = {k: detection(_score_of(graph), *rest, seed=how.seed) for k, (graph, _) in fitted.items()}
-    chosen = choose(tables, {k: entry.cost for k, entry in KINDS.items()})
-    if not KINDS[chosen["kind"]].stops:  # what was held back to compare may now be learnt from
-        fitted[chosen["kind"]] = fit_graph(chosen["kind"], windows, matrix, 0, how)
-    graph, notes = fitted[chosen["kind"]]
-    return graph, chosen["kind"], notes, {"auto": chosen}
-
-
-def _score_of(graph: "WindowGraph") -> Callable[[np.ndarray, np.ndarray | None], np.ndarray]:
-    run = _torch_run(graph)
-
-    def score(windows: np.ndarray, matrix: np.ndarray | None = None) -> np.ndarray:
-        feed = {"window": np.ascontiguousarray(windows, np.float32)}
-        if graph.residual.conditions:
-            known = np.zeros((len(windows), graph.residual.conditions), bool) if matrix is None else np.isfinite(matrix)
-            feed |= {"conditions": np.nan_to_num(np.zeros(known.shape) if matrix is None else matrix).astype(np.float32),
-                     "conditions_known": known.astype(np.float32)}
-        parts = [run({k: v[i:i + MICRO_BATCH] for k, v in feed.items()})[0][:, 0] for i in range(0, len(windows), MICRO_BATCH)]
-        return np.concatenate(parts)
-
-    return score
-
-
-def _export(graph: "WindowGraph", contract: Contract, windows: np.ndarray, matrix: np.ndarray | None) -> bytes:
-    "The graph as ONNX, once ONNX Runtime is proven to give torch's scores. Raises `CheckFailed` where it does not."
-    from pdm.model.graph import export_onnx, parity
-
-    onnx = export_onnx(graph, max_batch=contract.max_batch, engine=contract.engine)
-    parity(graph, onnx, graph_inputs(contract, windows, matrix))
-    return onnx
+        return (f"Detector({c.name}, {c.kind}, {len(c.channels)} x {c.samples} at {c.rate_hz:g} Hz, {promise}, "
+                f"{r.confirmations} confirmations)")

@@ -55,8 +55,8 @@ _STOP_DB, _GROWTH_DB = 20.0, 6.0  # stop advised: so far above the threshold, or
 # %% ../../nbs/model/monitor.ipynb #monid0de9a
 class _State:
     "The numbers that a monitor carries from window to window; all of them are JSON."
-    __slots__ = ("t", "ran", "next", "streak", "offset", "alarm", "episode", "episodes", "counted", "cleared", "since_raise", "quiet", "level",
-                 "level_at_raise", "running", "in_alarm", "stopped", "speed")
+    __slots__ = ("t", "ran", "next", "streak", "offset", "alarm", "episode", "episodes", "counted", "cleared", "since_raise",
+                 "quiet", "level", "level_at_raise", "running", "in_alarm", "stopped", "speed")
 
     def __init__(self) -> None:
         self.t: int | None = None        # end of the last window, ns
@@ -88,8 +88,8 @@ def window_rms(
 # %% ../../nbs/model/monitor.ipynb #moni0205d3
 class Monitor:
     "Causal state of one asset. Not safe for use from several threads at once."
-    __slots__ = ("record", "contract", "model", "_table", "_hop", "_spacing", "_quiet", "_gap", "_half", "_floor", "_ranges", "_speed_top",
-                 "_scale", "_alpha", "_smooth", "_watch", "_id", "_s")
+    __slots__ = ("record", "contract", "model", "_table", "_hop", "_spacing", "_quiet", "_gap", "_half", "_floor", "_ranges",
+                 "_speed_top", "_scale", "_alpha", "_smooth", "_watch", "_id", "_s")
 
     def __init__(self,
         record: CalibrationRecord,   # the asset's calibration
@@ -99,11 +99,12 @@ class Monitor:
         channels = len(contract.channels)
         for name, value in (("channel_scale", record.channel_scale), ("running_rms", record.running_rms)):
             if value and len(value) != channels:
-                raise InvalidBundle(f"the calibration's {name} has {len(value)} channels, the bundle {contract.name} has {channels} "
-                                    f"({', '.join(contract.channels)}): calibrate this bundle")
+                raise InvalidBundle(f"the calibration's {name} has {len(value)} channels, the bundle {contract.name} has "
+                                    f"{channels} ({', '.join(contract.channels)}): calibrate this bundle")
         self.record, self.contract, self.model = record, contract, model
         self._table = list(record.scores_db)
-        self._hop, self._spacing, self._quiet, self._gap = (round(s * 1e9) for s in (record.hop_s, record.spacing_s, record.quiet_s, record.gap_s))
+        self._hop, self._spacing = round(record.hop_s * 1e9), round(record.spacing_s * 1e9)
+        self._quiet, self._gap = round(record.quiet_s * 1e9), round(record.gap_s * 1e9)
         self._half = self._hop // 2
         self._floor = [(i, level) for i, level in enumerate(record.running_rms) if level > 0]
         self._ranges = [(c.name, c.low - 0.02 * (c.high - c.low), c.high + 0.02 * (c.high - c.low)) for c in contract.conditions]
@@ -153,8 +154,9 @@ class Monitor:
                 s.ran = t_ns
             s.t = t_ns
         channels = [v * g for v, g in zip(scored.channel_score[i].tolist(), self._scale, strict=True)]
+        threshold = 10 ** ((self.record.threshold_db + offset) / 20)
         return Verdict(t_ns, score, p, p_unadapted, offset, s.alarm, self._severity(), state, tuple(channels),
-                       self.record.supported and not extrapolating, extrapolating, 10 ** ((self.record.threshold_db + offset) / 20),
+                       self.record.supported and not extrapolating, extrapolating, threshold,
                        s.episode if s.alarm else None, "unknown" if s.alarm else "none", scored.engine)
 
     def _take(self, t_ns: int, db: float, p: float) -> None:

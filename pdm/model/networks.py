@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .density import Mahalanobis, shrunk_covariance, whitening
-from .graph import band_matrix
+from .front import band_matrix
 
 # %% ../../nbs/model/networks.ipynb #netw6b1130
 _WIDTHS = (96, 80, 64, 48, 32, 24)
@@ -64,8 +64,9 @@ class ResidualScorer(nn.Module):
         self.stats = 2 * len(pooling)
         self.distance = Mahalanobis(channels, channels * self.stats, modes, embedding=1)
         self.register_buffer("pooling", torch.from_numpy(pooling).float())
-        for name, shape in dict(centre=(channels * self.stats,), gain=(channels * self.stats,), weights=(2,), latent_centre=(self.embedding,),
-                                latent_axes=(self.embedding, self.embedding)).items():
+        d, e = channels * self.stats, self.embedding
+        shapes = dict(centre=(d,), gain=(d,), weights=(2,), latent_centre=(e,), latent_axes=(e, e))
+        for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(modes, *shape))
 
     def _residuals(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,9 @@ from torch import nn
 
 from ..errors import InvalidConfig
 from .density import Mahalanobis
-from .graph import Residual, WindowGraph, front_for
+from .front import Residual, front_for
+from .graph import WindowGraph
 from .networks import ConvAutoencoder, ResidualScorer
-
-if TYPE_CHECKING:
-    from pdm.model.detector import Detector
 
 # %% ../../nbs/model/train.ipynb #trai2a81a0
 @dataclass(frozen=True, eq=False)
@@ -66,10 +64,10 @@ def train_network(
     how: Training = Training(),
 ) -> dict[str, list[float]]:            # by epoch: `loss` and `stop_loss`, mean squared errors
     "Train `network` in place to redraw healthy features."
-    _quiet()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pytorch_lightning as pl  # here, since it takes seconds and only training needs it
+    _quiet()
 
     class Redraw(pl.LightningModule):
         def __init__(self) -> None:
@@ -84,7 +82,8 @@ def train_network(
             return loss
 
         def validation_step(self, batch, _index):
-            self.log("stop_loss", nn.functional.mse_loss(self.network(batch[0])[0], batch[0]), on_epoch=True, batch_size=len(batch[0]))
+            loss = nn.functional.mse_loss(self.network(batch[0])[0], batch[0])
+            self.log("stop_loss", loss, on_epoch=True, batch_size=len(batch[0]))
 
         def on_validation_epoch_end(self):
             value = float(self.trainer.callback_metrics["stop_loss"])
@@ -181,7 +180,8 @@ def _fit_graph(entry: Kind, windows: np.ndarray, conditions: np.ndarray | None, 
         if not held_back:
             raise InvalidConfig("this kind needs windows to stop by: hold some back")
         stop = modes(features_of(windows[first:]), None if conditions is None else conditions[first:])
-    scorer, notes = entry.fit(Standardised(modes(features, None if conditions is None else conditions[chosen]), stop, channels), how)
+    healthy = modes(features, None if conditions is None else conditions[chosen])
+    scorer, notes = entry.fit(Standardised(healthy, stop, channels), how)
     return WindowGraph(front, residual, scorer).eval(), {"train_windows": float(first), **notes}
 
 
@@ -214,7 +214,7 @@ def data_digest(
 
 # %% ../../nbs/model/train.ipynb #trai595fe9
 def log_run(
-    detector: "Detector",                  # fitted
+    detector: Any,                         # a fitted `pdm.model.detector.Detector`
     tracking_url: str,                     # `sqlite:///path/mlflow.db`, `https://…`
     experiment: str = "pdm",
     run_name: str | None = None,           # default: name and kind
@@ -244,11 +244,13 @@ def log_run(
                 client.create_experiment(experiment, artifact_location=place)
             mlflow.set_experiment(experiment)
             with mlflow.start_run(run_name=run_name or f"{contract.name}-{contract.kind}") as run:
-                mlflow.log_params({"kind": contract.kind, "channels": ",".join(contract.channels), "rate_hz": contract.rate_hz,
-                                   "samples": contract.samples, "hop_s": record.hop_s, "conditions": ",".join(c.name for c in contract.conditions),
-                                   "training_data": contract.training_data, "false_alarms_per_day": record.false_alarms_per_day,
-                                   "confirmations": record.confirmations, "spacing_s": record.spacing_s, "supported": record.supported,
-                                   **(params or {})})
+                mlflow.log_params({
+                    "kind": contract.kind, "channels": ",".join(contract.channels), "rate_hz": contract.rate_hz,
+                    "samples": contract.samples, "hop_s": record.hop_s,
+                    "conditions": ",".join(c.name for c in contract.conditions),
+                    "training_data": contract.training_data, "false_alarms_per_day": record.false_alarms_per_day,
+                    "confirmations": record.confirmations, "spacing_s": record.spacing_s, "supported": record.supported,
+                    **(params or {})})
                 mlflow.log_metrics({**contract.metrics, **record.report, "exceedance": record.exceedance, **(metrics or {})})
                 mlflow.log_text(contract.to_json(), "bundle.json")
                 mlflow.log_text(record.to_json(), "calibration.json")

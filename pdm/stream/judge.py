@@ -132,9 +132,19 @@ class Diagnosed:
     details: Mapping[str, Any]
 
 
-def _round(values: Iterable[float]) -> list[float]:
-    "Six digits are enough for an indicator, and half the bytes."
-    return [float(f"{v:.6g}") for v in values]
+def _round(values: np.ndarray) -> np.ndarray:
+    "Six digits are enough for what is only looked at, and half the bytes."
+    step = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(values), 1e-300))) - 5)
+    return np.round(values / step) * step
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    "A batch of one bundle, scored."
+    scored: Scored
+    rms: np.ndarray          # [window, channel]
+    names: list[str]         # of the indicators, channel by channel
+    indicators: np.ndarray   # [window, name], rounded
 
 # %% ../../nbs/stream/judge.ipynb #judgd186be
 class Judge:
@@ -155,10 +165,10 @@ class Judge:
         group = Group(dead=list(batch.dead), marks=batch.changed)
         self._collect(group)
         touched: dict[tuple[str, str], Owned] = {}
-        for a, scored, i in self._score(batch.accepted, group):
+        for a, scores, i in self._score(batch.accepted, group):
             o = self.owned[a.key]
             try:
-                group.rows.append(self._row(o, a, scored, i, group))
+                group.rows.append(self._row(o, a, scores, i, group))
             except (InvalidInput, ArithmeticError, LookupError, TypeError) as e:
                 self._refuse(a, e, group)
                 continue
@@ -179,17 +189,17 @@ class Judge:
         "Stop diagnosing; what was not finished is done again after the next start."
         self._aside.shutdown(wait=False, cancel_futures=True)
 
-    def _score(self, accepted: Sequence[Accepted], group: Group) -> list[tuple[Accepted, Scored, int]]:
+    def _score(self, accepted: Sequence[Accepted], group: Group) -> list[tuple[Accepted, _Scores, int]]:
         "The scores of all windows, in their order, without those that can't be scored."
         together: dict[str, list[int]] = {}
         for n, a in enumerate(accepted):
             together.setdefault(self.owned[a.key].digest, []).append(n)
-        found: dict[int, tuple[Scored, int]] = {}
+        found: dict[int, tuple[_Scores, int]] = {}
         for places in together.values():
             model, windows = self.owned[accepted[places[0]].key].model, [accepted[n] for n in places]
             try:
-                scored = self._infer(model, windows)
-                found |= {n: (scored, i) for i, n in enumerate(places)}
+                scores = self._infer(model, windows)
+                found |= {n: (scores, i) for i, n in enumerate(places)}
             except Exception:
                 log.exception("a batch of %d windows was not scored; trying them one by one", len(windows))
                 for n, a in zip(places, windows, strict=True):
@@ -200,7 +210,7 @@ class Judge:
                         self._refuse(a, e, group)
         return [(a, *found[n]) for n, a in enumerate(accepted) if n in found]
 
-    def _infer(self, model: Model, windows: Sequence[Accepted]) -> Scored:
+    def _infer(self, model: Model, windows: Sequence[Accepted]) -> _Scores:
         contract = model.contract
         x = np.stack([a.window.samples for a in windows])
         known = np.stack([condition_row(contract, a.window.conditions) for a in windows]) if contract.conditions else None
@@ -208,18 +218,19 @@ class Judge:
         scored = model.infer(x, known)
         if self._on_infer is not None:
             self._on_infer(len(windows), scored.engine, time.perf_counter() - since)
-        return scored
+        shape = (len(windows), len(contract.channels))
+        values = {name: v.reshape(shape) for name, v in indicators(x.reshape(-1, x.shape[2]), contract.rate_hz).items()}
+        return _Scores(scored, values["rms"], [f"{name}_{c}" for name in values for c in contract.channels], _round(np.concatenate(list(values.values()), axis=1)))
 
     def _refuse(self, a: Accepted, error: Exception, group: Group) -> None:
         reason, m = getattr(error, "reason", "not_scored"), a.message
         group.dead.append(DeadLetter(m.topic, reason, f"{type(error).__name__}: {error}", m.payload, len(m.payload), *a.key, a.window.epoch, a.window.seq))
 
-    def _row(self, o: Owned, a: Accepted, scored: Scored, i: int, group: Group) -> Row:
+    def _row(self, o: Owned, a: Accepted, scores: _Scores, i: int, group: Group) -> Row:
         "The verdict on one window; an alarm that it raises or clears is added to the group."
-        w = a.window
-        values = indicators(w.samples, w.rate_hz)
+        w, scored = a.window, scores.scored
         before = o.monitor.to_state() if a.late else None
-        v = o.monitor.update(scored, i, a.t_ns, rms=values["rms"], conditions=w.conditions)
+        v = o.monitor.update(scored, i, a.t_ns, rms=scores.rms[i], conditions=w.conditions)
         if before is not None:
             o.monitor.restore(before)
         else:
@@ -227,9 +238,8 @@ class Judge:
         flags = ("late",) * a.late + ("clock_suspect",) * a.suspect
         return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), float(v.p_value), float(v.p_unadapted), float(v.offset_db),
                    float(v.threshold), o.episode is not None, int(v.severity), v.state, (o.fault or "undetermined") if o.episode else "none", o.episode,
-                   bool(v.supported), bool(v.extrapolating), dict(zip(w.channels, _round(v.channel_scores), strict=True)),
-                   dict(zip([f"{name}_{c}" for name in values for c in w.channels], _round(np.concatenate(list(values.values()))), strict=True)),
-                   dict(w.conditions), np.asarray(scored.embedding[i], np.float32), o.digest, scored.engine, flags)
+                   bool(v.supported), bool(v.extrapolating), dict(zip(w.channels, map(float, v.channel_scores), strict=True)),
+                   dict(zip(scores.names, scores.indicators[i].tolist(), strict=True)), dict(w.conditions), np.asarray(scored.embedding[i], np.float32), o.digest, scored.engine, flags)
 
     def _turn(self, o: Owned, v: Any, a: Accepted, group: Group) -> None:
         "Whether the alarm turns."
