@@ -174,8 +174,11 @@ def replay(
 
 # %% ../nbs/demo.ipynb #demob88674
 def _keys(db: Path, sql: str, run: str) -> list[tuple]:
-    with sqlite3.connect(f"file:{db}?mode=ro", uri=True) as connection:
-        return connection.execute(sql, (f"%/{run}/%",)).fetchall()
+    try:
+        with sqlite3.connect(f"file:{db}?mode=ro", uri=True) as connection:
+            return connection.execute(sql, (f"%/{run}/%",)).fetchall()
+    except sqlite3.OperationalError:  # its owner has not made it yet
+        return []
 
 
 _JOURNALED = "SELECT asset, stream, epoch, seq FROM verdict JOIN stream ON stream.id = stream_id WHERE asset LIKE ?"

@@ -141,18 +141,20 @@ def calibrate(
     if len(db) < 10:
         raise NotEnoughData(f"calibration needs at least 10 healthy running windows that were held back, got {len(db)}")
     lag = decorrelation(db)
-    spacing_s = lag * hop_s
-    thinned = db[:: lag * math.ceil(len(db) / lag / 2000)]  # 2,000 numbers are enough for any rule, and small to send
+    effective = math.ceil(len(db) / lag)
+    step = lag if effective >= MIN_EFFECTIVE else max(1, len(db) // MIN_EFFECTIVE)  # the best there is, where nothing is promised
+    spacing_s = step * hop_s
+    thinned = db[:: step * math.ceil(len(db) / step / 2000)]  # 2,000 numbers are enough for any rule, and small to send
     table = np.sort(thinned).round(4)
     m = len(table)
     rule = alarm_rule(m, spacing_s, false_alarms_per_day)
     hours = len(db) * hop_s / 3600
-    needed = _needed_hours(spacing_s, false_alarms_per_day)
+    needed = _needed_hours(lag * hop_s, false_alarms_per_day)
     target = false_alarms_per_day * spacing_s / DAY_S
     reasons = []
-    if m < MIN_EFFECTIVE:
-        reasons.append(f"the {len(db)} windows are worth only {m} independent ones, {MIN_EFFECTIVE} are needed: "
-                       f"scores stay alike for {_words(spacing_s / 3600)}")
+    if effective < MIN_EFFECTIVE:
+        reasons.append(f"the {len(db)} windows are worth only {effective} independent ones, {MIN_EFFECTIVE} are needed: "
+                       f"scores stay alike for {_words(lag * hop_s / 3600)}")
     if rule.exceedance**rule.confirmations > target * (1 + 1e-9):
         reasons.append(f"{m} effective windows bound a healthy exceedance by {rule.exceedance:.1%}, and {MAX_CONFIRMATIONS} "
                        "confirmations are not enough")
@@ -164,16 +166,17 @@ def calibrate(
         reasons.append(f"{_words(needed)} of healthy running would support it")
     if hours < 24:
         reasons.append(f"assumed: healthy windows go on as in these {_words(hours)}; a daily cycle was not seen")
-    report = {"windows": len(db), "effective_windows": m, "decorrelation_windows": lag, "rank": rule.rank, "hours_seen": hours,
+    report = {"windows": len(db), "effective_windows": effective, "decorrelation_windows": lag, "rank": rule.rank, "hours_seen": hours,
               "least_delay_s": (rule.confirmations - 1) * spacing_s + hop_s, "hours_needed": needed}
-    if m >= MIN_EFFECTIVE:
+    if effective >= MIN_EFFECTIVE:
         by_confirmation = exceedance_limit(1, m) ** MAX_CONFIRMATIONS * DAY_S / spacing_s
         report["supportable_per_day"] = max(by_confirmation, 24 / EXTRAPOLATION / hours)
     quiet = (1 + m - np.searchsorted(table, db)) / (m + 1) > 0.1
     return CalibrationRecord(
         asset=asset, model=model, hop_s=hop_s, scores_db=tuple(table.tolist()), threshold_db=float(table[-rule.rank]),
         centre_db=round(float(db[quiet].mean() if quiet.any() else db.mean()), 4), spacing_s=spacing_s,
-        confirmations=rule.confirmations, exceedance=rule.exceedance, false_alarms_per_day=false_alarms_per_day, supported=supported, reasons=tuple(reasons),
+        confirmations=rule.confirmations, exceedance=rule.exceedance, false_alarms_per_day=false_alarms_per_day,
+        supported=supported, reasons=tuple(reasons),
         report={k: round(float(v), 6) for k, v in report.items()}, conditions=conditions, budget_db=budget_db,
         channel_scale=() if channel_scores is None else tuple(np.median(channel_scores, 0).round(6).tolist()),
         running_rms=() if running_rms is None else tuple(np.asarray(running_rms, np.float64).tolist()),

@@ -91,8 +91,10 @@ Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]  # the graph: inputs b
 def _torch_run(graph: "WindowGraph") -> Run:
     import torch
 
+    from pdm.model.graph import one_thread
+
     def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             return [out.numpy() for out in graph(*(torch.from_numpy(v) for v in feed.values()))]
 
     return run
@@ -220,7 +222,8 @@ class Detector:
                                 "record for longer, or calibrate on less")
         never = [] if train_c is None else [n for n, c in zip(names, train_c.T, strict=True) if not np.isfinite(c).any()]
         if never:
-            raise InvalidInput(f"condition {', '.join(never)} is known in none of the {len(train)} windows to train on: leave it out")
+            raise InvalidInput(f"condition {', '.join(never)} is known in none of the {len(train)} windows to train on: "
+                               "leave it out")
 
         how = Training(epochs=epochs, seed=seed, progress=progress)
         graph, chosen, notes, auto = fit_chosen(kind, train, train_c, how)
@@ -316,7 +319,8 @@ class Detector:
         r = self.calibration
         return {"kind": self.contract.kind, "false_alarms_per_day": r.false_alarms_per_day, "supported": r.supported,
                 "reasons": list(r.reasons), "confirmations": r.confirmations, "spacing_s": r.spacing_s,
-                "exceedance": r.exceedance, **r.report, "conditions_seen": {c.name: (c.low, c.high) for c in r.conditions}, **self._report}
+                "exceedance": r.exceedance, **r.report,
+                "conditions_seen": {c.name: (c.low, c.high) for c in r.conditions}, **self._report}
 
     def export(self,
         folder: str | Path,     # where bundles are kept

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import NotEnoughData
-from .graph import WindowGraph
+from .graph import WindowGraph, one_thread
 from .train import KINDS, Training, fit_graph
 
 # %% ../../nbs/model/evaluate.ipynb #eval5a30e1
@@ -92,7 +92,7 @@ def _score_of(graph: WindowGraph) -> Score:
         if conditions is not None:
             known = np.isfinite(conditions)
             inputs += [torch.from_numpy(np.where(known, conditions, 0)).float(), torch.from_numpy(known).float()]
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             return np.concatenate([graph(*part)[0].numpy()[:, 0] for part in zip(*(i.split(32) for i in inputs), strict=True)])
 
     return score

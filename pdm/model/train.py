@@ -23,7 +23,7 @@ from torch import nn
 from ..errors import InvalidConfig
 from .density import Mahalanobis
 from .front import Residual, front_for
-from .graph import WindowGraph
+from .graph import WindowGraph, one_thread
 from .networks import ConvAutoencoder, ResidualScorer
 
 # %% ../../nbs/model/train.ipynb #trai2a81a0
@@ -195,7 +195,7 @@ def fit_graph(
     "Fit front end, residual and scorer of one kind."
     if kind not in KINDS:
         raise InvalidConfig(f"kind {kind!r} is not known: choose one of {', '.join(KINDS)}, or auto")
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         return _fit_graph(KINDS[kind], windows, conditions, held_back, how)
 

@@ -25,6 +25,7 @@ from ..errors import InvalidConfig, PartMissing, PdmError
 from ..model.bundle import Bundle, CalibrationRecord, Model, load_bundle, read_record
 from ..model.monitor import Monitor
 from ..serve.engine import Engine, Guarded, InProcess, open_engine
+from ..signal.diagnose import diagnose
 from .broker import open_broker
 from .bus import Bus, backoff_s
 from .intake import Batch, Intake
@@ -255,7 +256,6 @@ def main(
     stop: threading.Event | None = None,  # set by whoever wants it to end; without it, by SIGTERM and Ctrl-C
 ) -> None:
     "Run an agent until it is told to stop. Raises `PdmError` for what is wrong or missing at the start, or when the agent failed."
-    from pdm.signal.diagnose import diagnose
     set_up_logging()
     stop = stop or stop_on_signals()
     with ExitStack() as parts:

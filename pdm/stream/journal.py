@@ -347,13 +347,11 @@ class Journal(JournalReader):
     def _free_t(self, stream_id: int, t_ns: int, taken: set[tuple[int, int]]) -> int:
         "The time stamp itself, or the next one that is free."
         last = self._last_t.get(stream_id, -1)
-        if t_ns <= last:
-            for t in range(t_ns, t_ns + 16):
-                known = self._db.execute("SELECT 1 FROM verdict WHERE stream_id = ? AND t_ns = ?", (stream_id, t)).fetchone()
-                if known is None and (stream_id, t) not in taken:
-                    return t
-            t_ns = last + 1  # a clock that stands still
-        self._last_t[stream_id] = t_ns
+        for t in range(t_ns, min(t_ns + 16, last + 1)):
+            known = self._db.execute("SELECT 1 FROM verdict WHERE stream_id = ? AND t_ns = ?", (stream_id, t)).fetchone()
+            if known is None and (stream_id, t) not in taken:
+                return t
+        self._last_t[stream_id] = t_ns = max(t_ns, last + 1)  # the usual case; or a clock that stands still
         return t_ns
 
     def close(self) -> None:

@@ -134,8 +134,8 @@ class Diagnosed:
 
 def _round(values: np.ndarray) -> np.ndarray:
     "Six digits are enough for what is only looked at, and half the bytes."
-    step = 10.0 ** (np.floor(np.log10(np.maximum(np.abs(values), 1e-300))) - 5)
-    return np.round(values / step) * step
+    factor = 10.0 ** (5 - np.floor(np.log10(np.clip(np.abs(values), 1e-100, 1e100))))
+    return np.round(values * factor) / factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,10 +236,12 @@ class Judge:
         else:
             self._turn(o, v, a, group)
         flags = ("late",) * a.late + ("clock_suspect",) * a.suspect
-        return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), float(v.p_value), float(v.p_unadapted), float(v.offset_db),
-                   float(v.threshold), o.episode is not None, int(v.severity), v.state, (o.fault or "undetermined") if o.episode else "none", o.episode,
-                   bool(v.supported), bool(v.extrapolating), dict(zip(w.channels, map(float, v.channel_scores), strict=True)),
-                   dict(zip(scores.names, scores.indicators[i].tolist(), strict=True)), dict(w.conditions), np.asarray(scored.embedding[i], np.float32), o.digest, scored.engine, flags)
+        return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), float(v.p_value), float(v.p_unadapted),
+                   float(v.offset_db), float(v.threshold), o.episode is not None, int(v.severity), v.state,
+                   (o.fault or "undetermined") if o.episode else "none", o.episode, bool(v.supported), bool(v.extrapolating),
+                   dict(zip(w.channels, map(float, v.channel_scores), strict=True)),
+                   dict(zip(scores.names, scores.indicators[i].tolist(), strict=True)), dict(w.conditions),
+                   np.asarray(scored.embedding[i], np.float32), o.digest, scored.engine, flags)
 
     def _turn(self, o: Owned, v: Any, a: Accepted, group: Group) -> None:
         "Whether the alarm turns."
