@@ -78,7 +78,7 @@ class Site:
     def service(self, name: str, broker_url: str, **changes) -> Child:
         "`agent` or `sinks` as a process of its own."
         s = self.settings(broker_url, **changes)
-        env = {f"PREDMAINT_{k.upper()}": str(getattr(s, k)) for k in ("broker_url", "engine_url", "data_dir", "assets", "metrics_port")}
+        env = {f"PREDMAINT_{k.upper()}": str(getattr(s, k)) for k in {"broker_url", "engine_url", "data_dir", "assets", "metrics_port", *changes}}
         code = f"from pdm.config import load_settings; from pdm.stream.{name} import main; main(load_settings())"
         return Child([sys.executable, "-c", code], self.folder / f"{name}.log", env={**os.environ, **env}, name=name)
 
