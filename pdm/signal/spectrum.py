@@ -21,7 +21,10 @@ def checked(
     least: int = 16,     # samples needed
 ) -> np.ndarray:         # float64 [..., sample]
     "`signal` as floats. Raises `InvalidWindow` where a sample is not finite, `NotEnoughData` where there are too few."
-    x = np.asarray(signal, float)
+    try:
+        x = np.asarray(signal, float)
+    except (TypeError, ValueError) as e:
+        raise InvalidWindow(f"a signal is an array of numbers, got {type(signal).__name__}: {e}", reason="wrong_shape") from e
     if x.ndim < 1 or x.shape[-1] < least:
         raise NotEnoughData(f"a signal of {x.shape[-1] if x.ndim else 1} samples, at least {least} are needed", reason="wrong_shape")
     if not np.isfinite(x).all():

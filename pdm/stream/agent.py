@@ -29,7 +29,7 @@ from ..signal.diagnose import diagnose
 from .broker import open_broker
 from .bus import Bus, backoff_s
 from .intake import Batch, Intake
-from .journal import Event, Group, Journal, JournalReader, Row
+from .journal import Event, Group, Journal, JournalReader, Mark, Row
 from .judge import Judge, Owned
 from .metrics import AgentMetrics, Endpoint
 from .service import set_up_logging, stop_on_signals
@@ -64,7 +64,7 @@ class Agent:
         self._intake = Intake({k: o.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns())
         self._filters = sorted({f"pdm/v1/{o.asset}/+/window" for o in streams.values()})
         self._topics: dict[tuple[str, str, str], str] = {}
-        self._acked = {key: (mark.epoch, mark.watermark) for key, mark in self._intake.current().items()}
+        self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._groups: queue.Queue[tuple[Batch, Group] | None] = queue.Queue(2)
         self._stopping, self._tell_all, self.failed = threading.Event(), threading.Event(), threading.Event()
         self._give_up_s = float("inf")
@@ -135,8 +135,8 @@ class Agent:
                 self._commit(done)
             if self._tell_all.is_set():
                 self._tell_all.clear()
-                for key, (epoch, watermark) in self._acked.items():
-                    self._acknowledge(key, epoch, watermark)
+                for key, mark in self._acked.items():
+                    self._acknowledge(key, mark)
 
     def _commit(self, work: Sequence[tuple[Batch, Group]]) -> None:
         "One transaction; then, and only then, everybody is told."
@@ -145,8 +145,8 @@ class Agent:
             return
         now_s, now_ns = time.monotonic(), time.time_ns()
         for batch, group in work:
-            for key, mark in batch.acks.items():
-                self._acknowledge(key, mark.epoch, mark.watermark)
+            for (asset, stream, _), mark in batch.acks.items():
+                self._acknowledge((asset, stream), mark)
             self._bus.ack(batch.messages)
             for row in group.rows:
                 self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
@@ -169,10 +169,11 @@ class Agent:
                 time.sleep(backoff_s(attempt, most_s=1.0))
                 attempt += 1
 
-    def _acknowledge(self, key: tuple[str, str], epoch: int, watermark: int) -> None:
-        if watermark >= 0:
-            self._acked[key] = (epoch, watermark)
-            self._bus.publish(self._topic(*key, "ack"), encode_ack(epoch, watermark), retain=True)
+    def _acknowledge(self, key: tuple[str, str], mark: Mark) -> None:
+        if mark.started >= self._acked.get(key, mark).started:
+            self._acked[key] = mark
+        if mark.watermark >= 0:
+            self._bus.publish(self._topic(*key, "ack"), encode_ack(mark.epoch, mark.watermark), retain=True)
 
     def _topic(self, asset: str, stream: str, leaf: str) -> str:
         name = (asset, stream, leaf)

@@ -85,7 +85,7 @@ class Batch:
     duplicates: int = 0
     lost: int = 0
     changed: dict[tuple[str, str, int], Mark] = field(default_factory=dict)     # marks as they are after this batch, to be committed
-    acks: dict[tuple[str, str], Mark] = field(default_factory=dict)             # what to acknowledge then, by asset and stream
+    acks: dict[tuple[str, str, int], Mark] = field(default_factory=dict)        # what to acknowledge then
 
 
 class Intake:
@@ -180,7 +180,7 @@ class Intake:
         if ids is None or mark is None or not mark.seen(ids[1]):
             return False
         batch.duplicates += 1
-        batch.acks[key] = mark
+        batch.acks[(*key, mark.epoch)] = mark
         return True
 
     def _enter(self, key: tuple[str, str], ids: tuple[int, int, int], batch: Batch) -> Mark | None:
@@ -197,5 +197,5 @@ class Intake:
             self._started += 1
             mark = self._marks[(*key, epoch)] = Mark(epoch, watermark=oldest - 1, started=self._started)
         batch.lost += mark.forgo(oldest)
-        batch.changed[(*key, epoch)] = batch.acks[key] = mark
+        batch.changed[(*key, epoch)] = batch.acks[(*key, epoch)] = mark
         return mark

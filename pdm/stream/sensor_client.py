@@ -215,16 +215,17 @@ class SensorClient:
 
     def _turn(self, messages: Sequence[Message]) -> None:
         "Take acknowledgements, and send again what is due."
-        acks: dict[str, tuple[int, int]] = {}
+        acks: dict[tuple[str, int], int] = {}  # cumulative: the last one of each epoch counts
         for m in messages:
             try:
-                acks[m.topic] = decode_ack(m.payload)
+                epoch, seq = decode_ack(m.payload)
+                acks[m.topic, epoch] = seq
             except InvalidPayload as e:
                 log.warning("%s: %s", m.topic, e)
         self.bus.ack(messages)
         now = time.time_ns()
         with self._changed:
-            for where, (epoch, seq) in acks.items():
+            for (where, epoch), seq in acks.items():
                 if where in self._streams:
                     s = self._streams[where]
                     done = s.outbox.acknowledge(epoch, seq)
