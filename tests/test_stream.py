@@ -307,7 +307,7 @@ def test_every_window_is_journaled_once_and_acknowledged(edge):
         assert [r.seq for r in rows] == list(range(100)) and {r.epoch for r in rows} == {s.epoch}
         assert [seq for seq, _, _ in s.times] == list(range(100)) and all(a <= b for _, a, b in s.times)
         assert np.allclose([r.score for r in rows[:3]], [np.sqrt((window(n).samples ** 2).mean(1)).mean() for n in range(3)], rtol=1e-5)
-    assert edge.count("pdm_windows_total", result="scored") == 200
+    wait_for(lambda: edge.count("pdm_windows_total", result="scored") == 200)
     assert rows[0].conditions == {"speed_rpm": 1500.0} and rows[0].engine == "inprocess" and rows[0].model == edge.site.bundle.digest
 
 
@@ -395,7 +395,7 @@ def test_what_is_refused_is_a_dead_letter_with_its_reason_and_the_stream_goes_on
     publish(bus, message(window(7)))
     acks(bus, (7, 7))
     assert len(edge.journal.dead_letters()) == len(bad)
-    assert edge.count("pdm_dead_letters_total", reason="oversize") == 1
+    wait_for(lambda: edge.count("pdm_dead_letters_total", reason="oversize") == 1)
 
 
 def test_windows_that_the_sender_gave_up_are_counted_lost_and_stepped_over(edge):
@@ -466,7 +466,7 @@ def test_a_fault_is_named_once_there_is_enough_signal(mosquitto, make_bundle, tm
         raised = [e.seq for e in plant.journal.events() if e.kind == "raised"]
         assert len(raised) == 1 and [r.fault for r in rows[:raised[0]]] == ["none"] * raised[0]
         assert rows[raised[0]].fault == "undetermined" and rows[-1].fault == "outer_race"
-        assert plant.count("pdm_diagnoses_total", fault="outer_race") == 1
+        wait_for(lambda: plant.count("pdm_diagnoses_total", fault="outer_race") == 1)
 
 
 def test_while_the_disk_is_full_nothing_is_acknowledged_and_nothing_is_lost(plant):
@@ -547,12 +547,15 @@ def once(journal, sent):
         assert sorted(seqs(journal, i, s.epoch)) == list(range(s.sent)), f"stream {i}"
 
 
-def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(plant):
-    with EmbeddedBroker(kind="mosquitto") as broker, ExitStack() as stack:
-        agent = plant.site.agent(broker.url)
+@pytest.mark.parametrize("kind", BROKERS)
+def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(kind, rms_bundle, tmp_path):
+    site = Site(tmp_path / "site", rms_bundle)
+    with EmbeddedBroker(kind=kind) as broker, ExitStack() as stack:
+        agent = site.agent(broker.url)
         stack.callback(lambda: agent.stop())
         client = stack.enter_context(SensorClient(broker.url, resend_s=1.0))
-        streams, done = [plant.open(client, i, window=32) for i in range(2)], threading.Event()
+        streams = [client.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"], window=32) for i in range(2)]
+        done = threading.Event()
 
         def feed(s):
             n = 0
@@ -563,7 +566,7 @@ def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(plant):
         feeders = [threading.Thread(target=feed, args=(s,), daemon=True) for s in streams]
         for f in feeders:
             f.start()
-        for who in ("agent", "broker", "agent", "both"):
+        for who in ("agent", "broker", "both"):
             target = client.counts["acknowledged"] + 300
             wait_for(lambda target=target: client.counts["acknowledged"] > target, 20)
             if who in ("agent", "both"):
@@ -571,14 +574,14 @@ def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(plant):
             if who in ("broker", "both"):
                 broker.restart()
             if who in ("agent", "both"):
-                agent = plant.site.agent(broker.url)
+                agent = site.agent(broker.url)
         done.set()
         for f in feeders:
             f.join(10)
         client.flush(20)
-        assert client.counts["sent"] == client.counts["acknowledged"] > 1200
+        assert client.counts["sent"] == client.counts["acknowledged"] > 900
         assert agent.stop() == 0
-        with plant.site.reader() as journal:
+        with site.reader() as journal:
             once(journal, streams)
             assert all(m.lost == 0 and not m.sparse for m in journal.marks().values())
 

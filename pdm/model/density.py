@@ -97,6 +97,6 @@ class Mahalanobis(nn.Module):
     def _split(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         d, size = self.features, self.features // self.channels
         whole, blocks, embedding = y[:, :d], y[:, d:2 * d], y[:, 2 * d:]
-        score = ((whole * whole).mean(1, keepdim=True) + 1e-12).sqrt()
-        channel_score = ((blocks * blocks).reshape(-1, self.channels, size).mean(2) + 1e-12).sqrt()
+        score = (whole * whole).mean(1, keepdim=True).clamp(min=1e-12).sqrt()
+        channel_score = (blocks * blocks).reshape(-1, self.channels, size).mean(2).clamp(min=1e-12).sqrt()
         return score, channel_score, embedding

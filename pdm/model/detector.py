@@ -201,7 +201,7 @@ class Detector:
         if len(x) < FEWEST:
             raise NotEnoughData(f"fitting needs at least {FEWEST} healthy windows, got {len(x)}: record for longer, "
                                 "or cut shorter windows")
-        names = list(conditions or {})
+        names = list(conditions) if isinstance(conditions, Mapping) else []
         c = _condition_matrix(names, conditions, len(x))
 
         spectral = x.shape[2] >= 2 * FFT

@@ -121,10 +121,10 @@ class Indicators(Spectral):
         bands = (self.power(x).mean(3) @ self.pooling + 0.01).log()
         d = x - x.mean(2, keepdim=True)
         square = d * d
-        power = square.mean(2, keepdim=True) + 1e-8
-        kurtosis = ((square * square).mean(2, keepdim=True) + 3e-16) / (power * power)
-        peak = d.abs().amax(2, keepdim=True) + 3e-4
-        return torch.cat([0.5 * power.log(), kurtosis.log(), (peak / power.sqrt()).log(), bands], 2).flatten(1)
+        power = square.mean(2, keepdim=True).clamp(min=1e-8)
+        kurtosis = ((square * square).mean(2, keepdim=True) / (power * power)).clamp(min=0.1)
+        crest = (d.abs().amax(2, keepdim=True) / power.sqrt()).clamp(min=0.1)
+        return torch.cat([0.5 * power.log(), kurtosis.log(), crest.log(), bands], 2).flatten(1)
 
 # %% ../../nbs/model/front.ipynb #fron4f8c0a
 class RawSamples(Front):
@@ -158,7 +158,7 @@ class Moments(Front):
         x = self.scaled(window)
         mean = x.mean(2, keepdim=True)
         d = x - mean
-        deviation = ((d * d).mean(2) + 1e-12).sqrt() + self.floor
+        deviation = (d * d).mean(2).sqrt() + self.floor
         return torch.stack([mean[:, :, 0], deviation.log(), (x * self.ramp).sum(2)], 2).flatten(1)
 
 

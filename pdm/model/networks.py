@@ -73,7 +73,7 @@ class ResidualScorer(nn.Module):
         "Mean and RMS residual of each band [window, channel * 2 * band], and the mean latent [window, latent]."
         redrawn, latent = self.network(features)
         residual = self.pooling @ (features - redrawn).reshape(-1, self.channels, self.lines, features.shape[2])
-        stats = torch.cat([residual.mean(3), ((residual * residual).mean(3) + 1e-12).sqrt()], 2)
+        stats = torch.cat([residual.mean(3), (residual * residual).mean(3).sqrt()], 2)
         return stats.flatten(1), latent.mean(2)
 
     def _distances(self, stats: torch.Tensor, latent: torch.Tensor, mode: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,7 +103,7 @@ class ResidualScorer(nn.Module):
     def _outputs(self, stats: torch.Tensor, latent: torch.Tensor, mode: int) -> torch.Tensor:
         "Score, channel scores and embedding, side by side."
         both, channels, embedding = self._distances(stats, latent, mode)
-        return torch.cat([((both * self.weights[mode]).sum(1, keepdim=True) + 1e-12).sqrt(), channels, embedding], 1)
+        return torch.cat([(both * self.weights[mode]).sum(1, keepdim=True).clamp(min=1e-12).sqrt(), channels, embedding], 1)
 
     def forward(self,
         features: torch.Tensor,             # [window, feature, frame]

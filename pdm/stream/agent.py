@@ -6,6 +6,7 @@
 __all__ = ['log', 'verdict_message', 'Agent', 'own', 'main']
 
 # %% ../../nbs/stream/agent.ipynb #agen46c95d
+import gc
 import logging
 import queue
 import sqlite3
@@ -289,6 +290,8 @@ def main(
         agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics)
         parts.callback(agent.stop)
         agent.start()
+        gc.collect()
+        gc.freeze()  # what is here by now stays: a full collection that looks at all of it would stop every thread for 0.1 s
         log.info("agent %s takes %d streams of %d assets from %s, scores with %s, metrics at %s",
                  settings.agent_id, len(owned), len(records), broker.kind, engine.url, page.url)
         while not stop.wait(0.2):

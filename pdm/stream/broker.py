@@ -29,15 +29,17 @@ from .mqtt import Mqtt
 # %% ../../nbs/stream/broker.ipynb #brok5e4ffb
 _MESSAGE_LIMIT = 4 * MAX_PAYLOAD  # bytes; what lies between this and MAX_PAYLOAD reaches the agent and is refused there, with a reason
 
+_QUEUE_LIMIT = 64 * MAX_PAYLOAD   # bytes for a client that is away; senders send again, and that should not fill the memory
+
 
 def mosquitto_conf(
     folder: Path,  # where it keeps sessions and retained messages
     port: int,
 ) -> str:          # the text of mosquitto.conf
-    "A configuration for one machine: loopback only, no limits on what is under way, state on disk."
+    "A configuration for one machine: loopback only, room for what is under way, state on disk."
     lines = ["# written by pdm: changes are lost",
              f"listener {port} 127.0.0.1", "allow_anonymous true", "set_tcp_nodelay true",
-             "max_inflight_messages 0", "max_queued_messages 0", "max_queued_bytes 0", f"message_size_limit {_MESSAGE_LIMIT}",
+             "max_inflight_messages 0", "max_queued_messages 0", f"max_queued_bytes {_QUEUE_LIMIT}", f"message_size_limit {_MESSAGE_LIMIT}",
              "persistence true", f"persistence_location {folder}/", "autosave_interval 10", "persistent_client_expiration 7d",
              "log_dest stderr", "log_type error", "log_type warning", "log_type notice"]
     if os.geteuid() == 0:
