@@ -122,7 +122,6 @@ def test_the_same_seed_gives_the_same_detector(det, kind):
     x = vibration(40, seed=9)
     np.testing.assert_array_equal(again.score(x), det.score(x))
     assert again.calibration == det.calibration.model_copy(update={"model": ""})
-    assert again.onnx == det.onnx
     if train.KINDS[kind].stops:
         assert not np.array_equal(other.score(x), det.score(x))
 
@@ -155,24 +154,30 @@ def test_the_bundle_is_what_the_contract_says(det, tmp_path):
         assert word not in data
 
 
-def test_two_processes_export_the_same_bytes(kind, det):
+def test_two_processes_export_the_same_bytes(kind, det, other_process):
+    assert other_process[kind] == hashlib.sha256(det.onnx).hexdigest() + det.contract.digest
+
+
+@pytest.fixture(scope="module")
+def other_process():
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import hashlib, test_detectors as t
-det = t.fit({kind!r}, t.vibration(120))
-print(hashlib.sha256(det.onnx).hexdigest(), det.contract.digest)
+for kind in t.KINDS:
+    det = t.fit(kind, t.vibration(120))
+    print(kind, hashlib.sha256(det.onnx).hexdigest() + det.contract.digest)
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert out == [hashlib.sha256(det.onnx).hexdigest(), det.contract.digest]
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return dict(line.split() for line in out.splitlines())
 
 
-def test_an_export_that_scores_otherwise_is_refused(kind):
+def test_an_export_that_scores_otherwise_is_refused():
     import torch
 
     from pdm.model.graph import export_onnx, parity
 
     x = vibration(60)
-    graph, _ = train.fit_graph(kind, x, held_back=12, how=train.Training(epochs=1))
+    graph, _ = train.fit_graph("mahalanobis", x)
     exported = export_onnx(graph)
     assert parity(graph, exported, {"window": x}) <= 1e-5
     with torch.no_grad():
@@ -196,16 +201,14 @@ def test_what_is_no_detector_is_refused(saved, tmp_path):
     (np.zeros((5, 2, 512), np.float32), "shape [5, 2, 512]; expected windows [n, 2, 1024]"),
     (np.zeros((2, 1024), np.float32), "shape [2, 1024]; expected"),
     (np.full((5, 2, 1024), np.nan, np.float32), "5 of 5 windows hold NaN"),
-    (np.full((1, 2, 1024), 1e39), "NaN or infinite"),
+    (np.full((1, 2, 1024), np.inf), "NaN or infinite"),
     (np.full((5, 2, 1024), "a"), "expected numbers"),
 ])
 def test_what_is_no_window_is_refused_with_what_was_expected(det, windows, words):
-    for refuse in (det.score, lambda w: det.recalibrate(np.resize(w, (60, *w.shape[1:])) if w.ndim == 3 else w)):
+    for refuse in (det.score, det.recalibrate):
         with pytest.raises(InvalidWindow) as e:
             refuse(windows)
-    with pytest.raises(InvalidWindow) as e:
-        det.score(windows)
-    assert words in str(e.value)
+        assert words in str(e.value).replace("calibration windows", "windows")
     if windows.ndim == 3:
         with pytest.raises(InvalidWindow):
             det.monitor().step(windows[0])
@@ -236,27 +239,27 @@ def test_a_fit_says_what_was_wrong_and_what_was_expected(change, error, words):
 # odd machines
 
 
-def test_channels_may_differ_by_twelve_orders_of_magnitude(kind):
-    scale = (1e-6, 1e6)
-    det = fit(kind, vibration(100, scale=scale))
-    healthy, faulty = vibration(40, seed=12, scale=scale), vibration(40, seed=13, pit=4, scale=scale)
-    assert np.median(det.score(faulty)) > det.score(healthy).max()
-    assert relative(_through_onnx(det, faulty), det.score(faulty)) < 1e-5
+def odd(n, seed=0, **more):
+    "Channels twelve orders of magnitude apart, and a third that stands still."
+    x = vibration(n, seed, scale=(1e-6, 1e6), **more)
+    return np.concatenate([x, np.full((n, 1, x.shape[2]), 4, np.float32)], 1)
 
 
-def test_a_constant_channel_does_no_harm_and_is_heard_when_it_moves(kind):
-    scale = (1.0, 0.0)
-    det = fit(kind, vibration(100, scale=scale) + np.float32([[0], [4]]))
-    healthy = vibration(40, seed=14, scale=scale) + np.float32([[0], [4]])
+def test_channels_twelve_orders_of_magnitude_apart_and_a_constant_one_are_handled(kind):
+    det = fit(kind, odd(100))
+    healthy, faulty, moving = odd(40, seed=12), odd(40, seed=13, pit=4), odd(40, seed=12)
+    moving[:, 2] += vibration(40, seed=15)[:, 1]
     scores = det.score(healthy)
     assert np.isfinite(scores).all() and 0.3 < np.median(scores) < 3
-    assert relative(_through_onnx(det, healthy), scores) < 1e-5
-    moving = healthy.copy()
-    moving[:, 1] += vibration(40, seed=15)[:, 1]
+    assert np.median(det.score(faulty)) > scores.max()
     assert np.median(det.score(moving)) > 2 * scores.max()
-    stuck = fit("mahalanobis", np.full((100, 1, 1024), 3, np.float32))
-    x = np.full((5, 1, 1024), 3, np.float32)
-    assert np.isfinite(stuck.score(x)).all() and np.isfinite(_through_onnx(stuck, x)).all()
+    for x in (healthy, faulty, moving):
+        assert relative(_through_onnx(det, x), det.score(x)) < 1e-5
+
+
+def test_a_machine_that_never_moves_scores_finitely():
+    x = np.full((100, 1, 1024), 3, np.float32)
+    assert np.isfinite(fit("mahalanobis", x).score(x)).all()
 
 
 def test_enormous_samples_give_a_finite_score(det):
@@ -337,9 +340,8 @@ def test_calibration_on_another_record_and_for_another_asset():
     assert p[0] < p[1]
 
 
-def test_several_assets_share_one_bundle_in_one_folder(tmp_path):
-    det = fit("mahalanobis", vibration(100), asset="e/s/a/l/one")
-    first, _ = det.export(tmp_path)
+def test_several_assets_share_one_bundle_in_one_folder(det, tmp_path):
+    first, _ = det.recalibrate(vibration(60, seed=23), asset="e/s/a/l/one").export(tmp_path)
     second, _ = det.recalibrate(vibration(60, seed=24), asset="e/s/a/l/two").export(tmp_path)
     assert first.digest == second.digest
     with pytest.raises(InvalidBundle, match="name the asset"):
@@ -347,12 +349,10 @@ def test_several_assets_share_one_bundle_in_one_folder(tmp_path):
     assert pdm.Detector.load(tmp_path, asset="e/s/a/l/two").calibration.asset == "e/s/a/l/two"
 
 
-def test_auto_chooses_one_of_the_kinds_and_says_why(tmp_path):
+def test_auto_chooses_one_of_the_kinds_and_says_why():
     det = fit("auto", vibration(120), epochs=4)
     auto = det.report["auto"]
     assert auto["kind"] == det.contract.kind and set(auto["table"]) == set(KINDS) and auto["reason"].startswith(auto["kind"])
-    det.save(tmp_path)
-    assert pdm.Detector.load(tmp_path).report["auto"] == auto
 
 
 def test_a_run_stands_in_mlflow_with_its_model(tmp_path):

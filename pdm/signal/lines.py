@@ -113,7 +113,8 @@ def line_spectra(
     bins = int(top_hz * seconds) + 40
     spectrum = _flat(rfft(signal - signal.mean(-1, keepdims=True)), _CUT)
     levels = int(np.clip(np.log2(rate_hz / 2 / top_hz) + 2, 1, _LEVELS))  # a band must hold half of what we look at
-    ratios, floors, bands = [], [], []
+    ratios, floors = [], []
+    bands: list[tuple[float, float]] = []
     for k in range(levels):
         power = envelope_bank(spectrum, k)
         power = np.minimum(power, _CLIP * np.median(power[..., ::5], -1, keepdims=True))
@@ -230,7 +231,9 @@ def shaft_line(
     s: LineSpectra,
     hz: float,        # the shaft's frequency, known to 1.5 %
 ) -> float | None:    # Hz
-    "The shaft's frequency by the lines of its own modulation, or None where they don't stand out."
+    "The shaft's frequency by the lines of its own modulation, or None where they don't stand out or lie within 25 bins of each other."
+    if hz * s.seconds < 25:
+        return None
     found = match_family(s, s.surprise, places(0.985 * hz, 1.015 * hz, s.seconds))
     return measured(s, s.surprise, found)[0] if found.score > 3 else None
 

@@ -28,7 +28,6 @@ from .mqtt import Mqtt
 
 # %% ../../nbs/stream/broker.ipynb #brok5e4ffb
 _MESSAGE_LIMIT = 4 * MAX_PAYLOAD  # bytes; what lies between this and MAX_PAYLOAD reaches the agent and is refused there, with a reason
-
 _QUEUE_LIMIT = 64 * MAX_PAYLOAD   # bytes for a client that is away; senders send again, and that should not fill the memory
 
 
