@@ -15,7 +15,7 @@ def readme() -> str:
     parts = []
     for cell in nbformat.read(ROOT / "nbs/index.ipynb", 4).cells:
         if cell.cell_type == "markdown":
-            parts.append(cell.source)
+            parts.append(cell.source.replace("](tutorials/", "](nbs/tutorials/"))  # from the root instead of from nbs/
         elif cell.cell_type == "code" and not cell.source.startswith("#| hide"):
             parts.append(f"```python\n{cell.source}\n```")
             text = "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
@@ -39,7 +39,8 @@ def site() -> Path:
     proc_nbs(str(ROOT / "nbs"), force=True)
     render = ["quarto", "render"] if shutil.which("quarto") else [str(Path(sys.executable).with_name("smalldocs")), "render", "."]
     subprocess.run(render, cwd=ROOT / "_proc", check=True)
-    return ROOT / "_docs"
+    shutil.rmtree(ROOT / "_docs", ignore_errors=True)
+    return Path(shutil.move(ROOT / "_proc/_docs", ROOT / "_docs"))
 
 
 if __name__ == "__main__":
@@ -49,5 +50,4 @@ if __name__ == "__main__":
         if wrong := unlisted():
             sys.exit(f"nbs/sidebar.yml and nbs/ differ in {', '.join(wrong)}: correct the sidebar")
         out = site()
-        pages = list(out.rglob("*.html")) or list((ROOT / "_proc/_docs").rglob("*.html"))
-        print(f"{len(pages)} pages, open {pages[0].parent if not (out / 'index.html').exists() else out}/index.html")
+        print(f"{len(list(out.rglob('*.html')))} pages, open {out.relative_to(ROOT)}/index.html")

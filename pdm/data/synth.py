@@ -45,8 +45,8 @@ class Machine:
     gear_teeth: int = 0                  # a gear on the same shaft; 0: none
     gear_g: float = 0.0                  # amplitude of its mesh, which swells with the shaft
     strike_g: float = 1.0                # height of a strike of severity 1 at nominal load
-    faint: float = 0.0                   # severity of the marks that any bearing has, on each of its parts, while it counts as well
-    load_zone: float = 0.6               # how far the load reaches round the bearing: 0.5 half way, > 1 all round (Stribeck's epsilon)
+    faint: float = 0.0                   # severity of the marks that any bearing has on each of its parts
+    load_zone: float = 0.6               # how far the load reaches round: 0.5 half way, > 1 all round (Stribeck's epsilon)
 
 # %% ../../nbs/data/synth.ipynb #synt789c37
 def random_machine(seed: int | Sequence[int]) -> Machine:
@@ -64,9 +64,10 @@ def random_machine(seed: int | Sequence[int]) -> Machine:
     path += [Resonance(between(4000, 18_000), between(0.01, 0.05), between(0.3, 1)) for _ in range(rng.integers(1, 3))]
     noise_g, shaft = float(np.exp(between(np.log(0.05), np.log(0.5)))), between(0.1, 1.5)
     geared = rng.random() < 0.5
-    return Machine(bearing, tuple(path), noise_g=noise_g, noise_tilt=between(0, 1.2), noise_ringing=between(0, 30), breathing=between(0, 0.4),
-                   shaft_mm_s=(shaft, shaft * between(0.1, 0.8), shaft * between(0.05, 0.5)), hum_hz=float(rng.choice([100, 120])),
-                   hum_g=noise_g * between(0, 0.7), knocks_per_s=float(rng.choice([0, 0, 0.5, 5])),
+    return Machine(bearing, tuple(path), noise_g=noise_g, noise_tilt=between(0, 1.2), noise_ringing=between(0, 30),
+                   breathing=between(0, 0.4), shaft_mm_s=(shaft, shaft * between(0.1, 0.8), shaft * between(0.05, 0.5)),
+                   hum_hz=float(rng.choice([100, 120])), hum_g=noise_g * between(0, 0.7),
+                   knocks_per_s=float(rng.choice([0, 0, 0.5, 5])),
                    gear_teeth=int(rng.integers(11, 60)) if geared else 0, gear_g=noise_g * between(0.2, 2) if geared else 0.0,
                    strike_g=5 * noise_g, faint=between(0, 0.1), load_zone=between(0.4, 1.2))
 
@@ -82,7 +83,8 @@ def strike_orders(
     "How often each kind of damage strikes in one turn of the shaft."
     f = fault_frequencies(bearing, rpm=60)
     cage = f.ftf_hz * (1 - slip)
-    return {"outer_race": bearing.balls * cage, "inner_race": bearing.balls * (1 - cage), "ball": 2 * f.bsf_hz * (1 - slip), "cage": cage}
+    return {"outer_race": bearing.balls * cage, "inner_race": bearing.balls * (1 - cage),
+            "ball": 2 * f.bsf_hz * (1 - slip), "cage": cage}
 
 
 def strike_turns(
@@ -167,7 +169,8 @@ def background(
         x += m.gear_g * (1 + 0.3 * np.cos(2 * pi * turns + phase[-1])) * np.cos(2 * pi * m.gear_teeth * turns + phase[-2])
     x += m.hum_g * (np.cos(2 * pi * m.hum_hz * t + phase[-3]) + 0.4 * np.cos(4 * pi * m.hum_hz * t + phase[-4]))
     knocks = rng.poisson(m.knocks_per_s * n / rate_hz)
-    return x + ring_down(rng.uniform(0, n / rate_hz, knocks), 3 * m.strike_g * rng.exponential(1, knocks), n, rate_hz, m.resonances)
+    when_s, height_g = rng.uniform(0, n / rate_hz, knocks), 3 * m.strike_g * rng.exponential(1, knocks)
+    return x + ring_down(when_s, height_g, n, rate_hz, m.resonances)
 
 # %% ../../nbs/data/synth.ipynb #synt7aa3bf
 @dataclass(frozen=True, eq=False)
@@ -221,10 +224,12 @@ def bearing_signal(
     if machine.faint:
         rng = np.random.default_rng([seed, 2])
         marks = [_strikes(machine, turns, rate_hz, part, machine.faint * load, slip, jitter, rng) for part in STRUCK]
-        x += ring_down(np.concatenate([m[0] for m in marks]), np.concatenate([m[1] for m in marks]), n, rate_hz, machine.resonances)
+        when_s, height_g = (np.concatenate(parts) for parts in zip(*marks, strict=True))
+        x += ring_down(when_s, height_g, n, rate_hz, machine.resonances)
     if fault not in STRUCK or severity == 0:
         return x, Truth(fault, severity, load, 60 * mean_hz, slip, jitter, 0.0, np.zeros(0), np.zeros(0), -np.inf)
-    strikes_s, strikes_g = _strikes(machine, turns, rate_hz, fault, severity * load, slip, jitter, np.random.default_rng([seed, 1]))
+    rng = np.random.default_rng([seed, 1])
+    strikes_s, strikes_g = _strikes(machine, turns, rate_hz, fault, severity * load, slip, jitter, rng)
     y = ring_down(strikes_s, strikes_g, n, rate_hz, machine.resonances)
     snr_db = 10 * np.log10(max(float(np.mean(y**2)), 1e-300) / float(np.mean(x**2)))
     fault_hz = strike_orders(machine.bearing, slip)[fault] * mean_hz
@@ -233,7 +238,7 @@ def bearing_signal(
 # %% ../../nbs/data/synth.ipynb #synta2d366
 NICE = Bearing(balls=8, ball_diameter_mm=5.969, pitch_diameter_mm=31.623)  # the bearing of the MFPT test rig: 0.235 in, 1.245 in
 _RIG = Machine(NICE, (Resonance(2900, 0.05), Resonance(7300, 0.03, 0.6), Resonance(13_900, 0.02, 0.4)), noise_g=0.7, strike_g=6.0,
-               shaft_mm_s=(0.9, 0.4, 0.3), hum_hz=120.0, hum_g=0.05, breathing=0.15)
+               faint=0.02, shaft_mm_s=(0.9, 0.4, 0.3), hum_hz=120.0, hum_g=0.05, breathing=0.15)
 _NEWTON_PER_LB = 4.4482216152605
 
 
@@ -249,8 +254,9 @@ def synthetic_recordings(
     rng = np.random.default_rng([seed, 2])
     found = []
     for i, (fault, lb, seconds, name) in enumerate(plan):
-        x, _ = bearing_signal(_RIG, 1500.0, rate_hz, seconds, fault, severity=float(rng.uniform(0.8, 1.2)), load=0.35 + 0.65 * lb / 270,
+        x, _ = bearing_signal(_RIG, 1500.0, rate_hz, seconds, fault, float(rng.uniform(0.8, 1.2)), load=0.35 + 0.65 * lb / 270,
                               slip=float(rng.uniform(0, 0.015)), jitter=float(rng.uniform(0.01, 0.02)), seed=1000 * seed + i)
-        found.append(Recording(f"synthetic_{name}", x[None].astype(np.float32), rate_hz, ("radial",), ("g",), fault, 1500.0, lb * _NEWTON_PER_LB,
-                               NICE, source="pdm.data.synth (generated)", licence="Apache-2.0", synthetic=True))
+        found.append(Recording(f"synthetic_{name}", x[None].astype(np.float32), rate_hz, ("radial",), ("g",), fault, 1500.0,
+                               lb * _NEWTON_PER_LB, NICE, source="pdm.data.synth (generated)", licence="Apache-2.0",
+                               synthetic=True))
     return found

@@ -90,7 +90,7 @@ class _Slot:
 class TritonModel:
     "A bundle's version in a Triton, as `TritonEngine.load` gives it. Threads may share it."
 
-    def __init__(self, engine: "TritonEngine", bundle: Bundle):
+    def __init__(self, engine: Any, bundle: Bundle):
         self.contract = bundle.contract
         self.triton_name, self.triton_version = model_name(bundle.contract), str(version_number(bundle.digest))
         self._engine = engine

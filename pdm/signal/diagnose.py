@@ -15,8 +15,8 @@ from scipy.fft import irfft, prev_fast_len, rfft
 from ..errors import InvalidWindow
 from .indicators import G_M_S2
 from .kinematics import Bearing, FaultFrequencies, fault_frequencies
-from .lines import (HARMONICS, LINE, LineSpectra, Match, by_angle, line_spectra, match_family, measured, places, shaft_line,
-                              sideband_places, surprise_at, without)
+from .lines import (HARMONICS, LINE, LineSpectra, Match, by_angle, line_spectra, match_family, measured, places,
+                              shaft_line, sideband_places, surprise_at, without)
 from .spectrum import _hann, checked, shaft_turns
 
 # %% ../../nbs/signal/diagnose.ipynb #diag25e5c1
@@ -35,14 +35,14 @@ class Evidence:
     amplitude: float                # of the strongest line, in `unit`
     unit: str                       # `1`: share of the band's mean power that comes and goes; `mm/s`: velocity RMS
     snr_db: float                   # the strongest line over the floor around it
-    weight: float                   # -log10 of its chance with loud lines counted in full; of several families the heaviest is named
+    weight: float                   # -log10 of its chance, loud lines in full; of several families the heaviest is named
     band_hz: tuple[float, float]    # where in the signal it was heard
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     "A fault's name, and what it rests on."
-    fault: str                      # none, unknown, undetermined, outer_race, inner_race, ball, cage, imbalance, misalignment, looseness
+    fault: str                      # none, unknown, undetermined, a key of FAMILIES, imbalance, misalignment or looseness
     reason: str                     # in one sentence
     score: float                    # of the family named, or of the best one that was not enough
     scores: dict[str, float]        # by fault: -log10 of the chance that noise alone lines up like that
@@ -58,8 +58,9 @@ class Diagnosis:
 SHAFT_LIMIT_MM_S = 4.5  # velocity RMS of the shaft's orders from which its faults are suspected
 
 
-def _order_velocity(x: np.ndarray, rate_hz: float, shaft_hz: float, turns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
-    "Velocity RMS in mm/s and dB over the floor, at orders 0.5, 1, … 8, from acceleration in g; None where orders can't be told apart."
+def _order_velocity(x: np.ndarray, rate_hz: float, shaft_hz: float,
+                    turns: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    "Velocity RMS in mm/s and dB over the floor at orders 0.5, 1, … 8, from g; None where orders can't be told apart."
     samples = x.shape[-1]
     keep = min(samples // 2, int(12 * shaft_hz * samples / rate_hz) + 1)
     slow = irfft(rfft(x - x.mean(-1, keepdims=True))[..., :keep], 2 * keep) * (2 * keep / samples)  # all below 12 orders
@@ -93,8 +94,9 @@ def _shaft_fault(x: np.ndarray, rate_hz: float, shaft_hz: float, turns: np.ndarr
     rattle = share[::2].sum() + share[7::2].sum()  # half orders, and whole ones from the fourth up
     fault = "looseness" if rattle > 0.15 else "misalignment" if mm_s[3] > 0.6 * mm_s[1] else "imbalance"
     top = int(np.argmax(mm_s))
-    return fault, Evidence("shaft", round(shaft_hz, 2), round(shaft_hz, 2), 1.0, tuple(orders[mm_s > 0.1 * mm_s.max()].tolist()), 0,
-                           round(float(mm_s[top]), 2), "mm/s", round(float(over_db[top]), 1), 0.0, (0.0, round(12 * shaft_hz, 1)))
+    seen = tuple(orders[mm_s > 0.1 * mm_s.max()].tolist())
+    return fault, Evidence("shaft", round(shaft_hz, 2), round(shaft_hz, 2), 1.0, seen, 0, round(float(mm_s[top]), 2), "mm/s",
+                           round(float(over_db[top]), 1), 0.0, (0.0, round(12 * shaft_hz, 1)))
 
 # %% ../../nbs/signal/diagnose.ipynb #diag866907
 _CAGE_TURNS = 10  # turns of the cage that a judgement needs, over all snapshots
@@ -105,9 +107,9 @@ def _too_little(f: FaultFrequencies | None, samples: int, snapshots: int, rate_h
     "Why nothing can be said, and by how much it fails, or None."
     fastest = max(f.bpfi_hz, 2 * f.bsf_hz) if f else 250.0
     seconds, total = samples / rate_hz, snapshots * samples / rate_hz
-    needed, what = (_CAGE_TURNS / f.ftf_hz, f"{_CAGE_TURNS} turns of the cage") if f else (1.0, "without bearing and speed what is needed")
+    needed, why = (_CAGE_TURNS / f.ftf_hz, f"{_CAGE_TURNS} turns of the cage") if f else (1.0, "without bearing or speed")
     if total < needed:
-        return f"too short: {total:.3g} s of signal, {what} are {needed:.3g} s, {needed - total:.3g} s more are needed"
+        return f"too short: {total:.3g} s of signal, {needed:.3g} s are needed ({why}), {needed - total:.3g} s more"
     if seconds * (min(f.bpfo_hz, 2 * f.bsf_hz) if f else 80.0) < 8:
         return f"snapshots too short: {seconds:.3g} s each hold fewer than 8 strikes"
     if rate_hz < 16 * fastest:
@@ -119,17 +121,18 @@ def _snapshots(signal: np.ndarray, rate_hz: float, rpm: Any, piece_s: float) -> 
     "`signal` as [snapshot, sample], long ones cut into pieces, and rpm as [snapshot, sample] where it is not one number."
     x = checked(signal)
     if x.ndim > 2:
-        raise InvalidWindow(f"a signal is [sample] or [n, sample], got shape {x.shape}: diagnose one channel at a time", reason="wrong_shape")
+        raise InvalidWindow(f"a signal is [sample] or [n, sample], got shape {x.shape}: diagnose one channel at a time",
+                            reason="wrong_shape")
     speed = None if rpm is None or np.ndim(rpm) == 0 else np.asarray(rpm, float)
     if speed is not None:
         if speed.shape not in (x.shape, x.shape[:1], x.shape[-1:]):
-            raise InvalidWindow(f"rpm is one number, one per sample or one per snapshot: the signal has shape {x.shape}, rpm {speed.shape}",
-                                reason="wrong_shape")
+            raise InvalidWindow(f"rpm is one number, one per sample or one per snapshot: the signal has shape {x.shape}, "
+                                f"rpm {speed.shape}", reason="wrong_shape")
         speed = np.broadcast_to(speed[:, None] if x.ndim == 2 and speed.shape == x.shape[:1] else speed, x.shape)
     if x.ndim == 1:
         pieces = max(1, int(len(x) / rate_hz / piece_s))
-        length = len(x) // pieces
-        x, speed = x[: pieces * length].reshape(pieces, length), None if speed is None else speed[: pieces * length].reshape(pieces, length)
+        used = len(x) // pieces * pieces
+        x, speed = x[:used].reshape(pieces, -1), None if speed is None else speed[:used].reshape(pieces, -1)
     length = 2 * prev_fast_len(x.shape[-1] // 2, real=True)
     return x[:, :length], None if speed is None else speed[:, :length]
 
@@ -147,9 +150,10 @@ def _evidence(s: LineSpectra, surprise: np.ndarray, m: Match, family: str, theor
     side = surprise_at(s, surprise, sideband_places(np.array([hz]), side_hz))[m.spectrum] if side_hz else np.zeros(1)
     best = tops[np.argmax(s.ratio[m.spectrum, tops])]
     ratio, level = s.ratio[m.spectrum, best], s.level[m.spectrum, best]
-    return Evidence(family, round(hz, 2), None if theory_hz is None else round(theory_hz, 2), round(hz / shaft_hz, 4) if shaft_hz else None,
-                    tuple(float(h) for h in harmonics), int((side >= LINE).sum()), round(float(np.sqrt(ratio * level)), 4), "1",
-                    round(float(10 * np.log10(ratio)), 1), round(m.weight, 1), s.bands[m.spectrum])
+    return Evidence(family, round(hz, 2), None if theory_hz is None else round(theory_hz, 2),
+                    round(hz / shaft_hz, 4) if shaft_hz else None, tuple(float(h) for h in harmonics), int((side >= LINE).sum()),
+                    round(float(np.sqrt(ratio * level)), 4), "1", round(float(10 * np.log10(ratio)), 1), round(m.weight, 1),
+                    s.bands[m.spectrum])
 
 
 def _in_words(e: Evidence) -> str:
@@ -174,7 +178,8 @@ def diagnose(
     shaft_hz = rough / 60 if rough else None
     seconds = x.shape[1] / rate_hz
 
-    def say(fault: str, reason: str, score: float = 0.0, scores: dict[str, float] | None = None, *evidence: Evidence) -> Diagnosis:
+    def say(fault: str, reason: str, score: float = 0.0, scores: dict[str, float] | None = None,
+            *evidence: Evidence) -> Diagnosis:
         return Diagnosis(fault, reason, round(score, 2), {k: round(v, 2) for k, v in (scores or {}).items()}, evidence,
                          round(seconds * len(x), 4), round(1 / seconds, 3))
 
@@ -198,8 +203,9 @@ def diagnose(
         first = named[0]
         evidence = [_evidence(s, surprise, found[k], FAMILIES[k], theory[k], shaft_hz, side_hz.get(k, 0.0)) for k in named]
         if twins := [k for k in named[1:] if abs(theory[k] - theory[first]) < 2 / s.seconds]:
+            apart_hz = abs(theory[twins[0]] - theory[first])
             return say("undetermined", f"{_in_words(evidence[0])}; {FAMILIES[first]} and {FAMILIES[twins[0]]} lie "
-                       f"{abs(theory[twins[0]] - theory[first]):.2g} Hz apart, snapshots of {seconds:.2g} s tell lines {2 / s.seconds:.2g} Hz apart",
+                       f"{apart_hz:.2g} Hz apart, {seconds:.2g} s of signal at a time tell lines {2 / s.seconds:.2g} Hz apart",
                        scores[first], scores, *evidence)
         return say(first, _in_words(evidence[0]), scores[first], scores, *evidence)
     if shaft_hz and (shaken := _shaft_fault(x, rate_hz, shaft_hz, turns)):
@@ -210,10 +216,11 @@ def diagnose(
     if rhythm.score >= _PERIODIC and not there:
         e = _evidence(s, surprise, rhythm, "periodic", None, shaft_hz)
         missing = " and ".join(n for n, v in (("bearing", bearing), ("speed", rpm)) if v is None)
-        return say("unknown", f"{_in_words(e)}; {missing} not known" if missing else f"{_in_words(e)}; no family of this bearing explains it",
-                   rhythm.score, scores, e)
+        why = f"{missing} not known" if missing else "no family of this bearing explains it"
+        return say("unknown", f"{_in_words(e)}; {why}", rhythm.score, scores, e)
     if there:
-        return say("none", f"lines of {FAMILIES[there[0]]} are there, but {found[there[0]].strength_db:.0f} dB above the floor on average is too "
-                   f"faint for damage: {loud_db:.0f} dB would be needed", best, scores)
+        faint_db = found[there[0]].strength_db
+        return say("none", f"lines of {FAMILIES[there[0]]} are there, but {faint_db:.0f} dB above the floor on average is "
+                   f"too faint for damage: {loud_db:.0f} dB would be needed", best, scores)
     return say("none", f"nothing stands out: the best family scores {best:.1f}, {_FOUND:g} would be needed" if f
                else "nothing periodic stands out", best, scores)

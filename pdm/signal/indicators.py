@@ -36,7 +36,8 @@ def indicators(
     unit = rms if moves.all() else np.where(moves, rms, 1.0)
     slope = 2 * (n * power - np.vecdot(x[:, 1:], x[:, :-1])) - square[:, 0] - square[:, -1]  # sum of squared steps
     sine = np.sqrt(np.maximum(slope, 0) / (n - 1)) / (2 * unit)
-    return {"mean": mean, "rms": rms, "peak": peak, "crest": moves * peak / unit, "kurtosis": moves * np.vecdot(square, square) / (n * unit**4),
+    return {"mean": mean, "rms": rms, "peak": peak, "crest": moves * peak / unit,
+            "kurtosis": moves * np.vecdot(square, square) / (n * unit**4),
             "mean_hz": moves * np.arcsin(np.minimum(1.0, sine)) * (rate_hz / np.pi)}
 
 # %% ../../nbs/signal/indicators.ipynb #indi663b90

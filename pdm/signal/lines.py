@@ -126,7 +126,8 @@ def line_spectra(
         floor = _floor(p)
         ratio, floor = (p / floor).mean(0), floor.mean(0) * (4 / points) ** 2
         if short := bins - ratio.shape[-1]:  # a narrow band's envelope ends below `top_hz`
-            ratio, floor = np.pad(ratio, ((0, 0), (0, short)), constant_values=0.7), np.pad(floor, ((0, 0), (0, short)), mode="edge")
+            ratio = np.pad(ratio, ((0, 0), (0, short)), constant_values=0.7)
+            floor = np.pad(floor, ((0, 0), (0, short)), mode="edge")
         ratios.append(ratio)
         floors.append(floor)
         bands.extend(pairwise(np.linspace(0, rate_hz / 2, 2**k + 1).tolist()))
@@ -231,7 +232,7 @@ def shaft_line(
     s: LineSpectra,
     hz: float,        # the shaft's frequency, known to 1.5 %
 ) -> float | None:    # Hz
-    "The shaft's frequency by the lines of its own modulation, or None where they don't stand out or lie within 25 bins of each other."
+    "The shaft's frequency by the lines of its own modulation; None where they don't stand out or are less than 25 bins apart."
     if hz * s.seconds < 25:
         return None
     found = match_family(s, s.surprise, places(0.985 * hz, 1.015 * hz, s.seconds))

@@ -136,7 +136,7 @@ def check_sensor(
         if limit.clips:
             runs = _clipped(y)
             found.append(("clipping", np.stack([where[runs[:, 0]], where[runs[:, 1] - 1] + 1], 1) if len(runs) else runs))
-    spans = sorted((Span(fault, round(float(a) / rate_hz, 9), round(float(b) / rate_hz, 9)) for fault, runs in found for a, b in runs),
-                   key=lambda s: (s.start_s, s.end_s))
+    spans = [Span(fault, round(float(a) / rate_hz, 9), round(float(b) / rate_hz, 9)) for fault, runs in found for a, b in runs]
+    spans.sort(key=lambda s: (s.start_s, s.end_s))
     present = {s.fault for s in spans}
     return SensorStatus(not spans, next((f for f in _GRAVEST if f in present), "none"), tuple(spans))

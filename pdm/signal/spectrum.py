@@ -26,7 +26,8 @@ def checked(
     except (TypeError, ValueError) as e:
         raise InvalidWindow(f"a signal is an array of numbers, got {type(signal).__name__}: {e}", reason="wrong_shape") from e
     if x.ndim < 1 or x.shape[-1] < least:
-        raise NotEnoughData(f"a signal of {x.shape[-1] if x.ndim else 1} samples, at least {least} are needed", reason="wrong_shape")
+        raise NotEnoughData(f"a signal of {x.shape[-1] if x.ndim else 1} samples, at least {least} are needed",
+                            reason="wrong_shape")
     if not np.isfinite(x).all():
         raise InvalidWindow(f"{int((~np.isfinite(x)).sum())} of {x.size} samples are NaN or infinite", reason="not_finite")
     return x
@@ -195,7 +196,8 @@ def shaft_turns(
     "The angle of the shaft, in turns, at each sample (trapezoid rule)."
     speed = np.asarray(rpm, float)
     if speed.shape not in ((), (1,), (samples,)):
-        raise InvalidWindow(f"rpm is one number or one per sample: {samples} samples, rpm has shape {speed.shape}", reason="wrong_shape")
+        raise InvalidWindow(f"rpm is one number or one per sample: {samples} samples, rpm has shape {speed.shape}",
+                            reason="wrong_shape")
     if not (np.isfinite(speed).all() and (speed > 0).all()):
         raise InvalidWindow("the shaft must turn all the time: rpm > 0 everywhere")
     hz = np.broadcast_to(speed / 60, (samples,))
@@ -215,6 +217,7 @@ def order_resample(
         per_turn = int(np.ceil(1 / np.diff(turns).min()))
     count = int(turns[-1] * per_turn)
     if count < 16:
-        raise NotEnoughData(f"the shaft turns {turns[-1]:.2g} times: too little for {per_turn} samples a turn", reason="wrong_shape")
+        raise NotEnoughData(f"the shaft turns {turns[-1]:.2g} times: too little for {per_turn} samples a turn",
+                            reason="wrong_shape")
     when = np.interp(np.arange(count) / per_turn, turns, np.arange(x.shape[-1]))
     return make_interp_spline(np.arange(x.shape[-1]), x, k=3, axis=-1)(when), per_turn

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ _TIMES = 100_000  # so many delivery times are remembered
 
 class SensorStream:
     "One stream of one asset, as its sender sees it. Made by `SensorClient.open`."
-    def __init__(self, client: "SensorClient", path: AssetPath, stream: str, rate_hz: float, channels: tuple[str, ...], units: tuple[str, ...],
+    def __init__(self, client: Any, path: AssetPath, stream: str, rate_hz: float, channels: tuple[str, ...], units: tuple[str, ...],
                  outbox: Outbox, scale: float | None):
         self.path, self.stream, self.rate_hz, self.channels, self.units, self.scale = path, stream, rate_hz, channels, units, scale
         self.outbox, self._client, self._topic = outbox, client, topic(path, stream, "window")
