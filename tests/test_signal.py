@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pdm
-from pdm.data.synth import bearing_signal, random_machine, synthetic_recordings
-from pdm.errors import InvalidGeometry, InvalidInput, InvalidWindow
-from pdm.signal.indicators import indicators
+from pdm.data.synth import SHAKEN, STRUCK, Machine, Resonance, bearing_signal, random_machine, strike_orders, synthetic_recordings
+from pdm.errors import InvalidConfig, InvalidGeometry, InvalidInput, InvalidWindow, NotEnoughData
+from pdm.signal.indicators import indicators, iso_zone, velocity_rms_mm_s
 from pdm.signal.kinematics import Bearing, fault_frequencies
+from pdm.signal.lines import line_spectra, log_chance, match_family, places
 from pdm.signal.spectrum import amplitude_spectrum, order_resample, squared_envelope_spectrum
 
 # (bearing, orders of BPFO, BPFI, FTF and BSF as published)
@@ -115,6 +116,90 @@ def test_what_is_no_signal_is_refused(signal, rpm):
         pdm.diagnose(signal, 48_828.0, bearing=Bearing(9, 7.94, 39.04), rpm=rpm)
 
 
+RATE_HZ = 48_828.0
+NICE = Bearing(8, 0.235 * 25.4, 1.245 * 25.4)
+RIG = Machine(NICE, (Resonance(3100, 0.05), Resonance(8200, 0.03, 0.6)), noise_g=0.4, strike_g=2.0, faint=0.02)
+
+
+@pytest.mark.parametrize("fault", ["none", *STRUCK, *SHAKEN])
+def test_every_fault_of_the_generator_is_named(fault):
+    x, _ = bearing_signal(RIG, 1500, RATE_HZ, 2.98, fault, severity=1.3, seed=41)
+    assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=1500).fault == fault
+
+
+@pytest.mark.parametrize("slip", [0.0, 0.01, 0.02])
+def test_the_evidence_is_measured_and_not_copied_from_theory(slip):
+    x, truth = bearing_signal(RIG, 1500, RATE_HZ, 3.0, "outer_race", severity=1.3, slip=slip, jitter=0.005, seed=42)
+    evidence = pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=1500).evidence[0]
+    assert evidence.hz == pytest.approx(truth.fault_hz, rel=4e-3)
+    assert evidence.theory_hz == pytest.approx(81.12, abs=0.01) and {1, 2, 3} <= set(evidence.harmonics)
+
+
+def test_a_run_up_is_named_by_its_angle_and_lost_by_its_mean_speed():
+    rpm = np.linspace(1100, 1600, round(3 * RATE_HZ))
+    x, _ = bearing_signal(RIG, rpm, RATE_HZ, 3.0, "outer_race", severity=1.3, seed=43)
+    assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=rpm).fault == "outer_race"
+    assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=float(rpm.mean())).fault == "none"
+
+
+def test_snapshots_with_gaps_are_averaged():
+    x, _ = bearing_signal(RIG, 1500, RATE_HZ, 9.0, "inner_race", severity=1.3, seed=44)
+    snapshots = np.stack([x[i * 72_000 : i * 72_000 + 24_000] for i in range(6)])
+    d = pdm.diagnose(snapshots, RATE_HZ, bearing=NICE, rpm=np.full(6, 1500.0))
+    assert d.fault == "inner_race" and d.duration_s == pytest.approx(6 * 24_000 / RATE_HZ, rel=0.02)
+    assert pdm.diagnose(snapshots[:1], RATE_HZ, bearing=NICE, rpm=1500).fault == "undetermined"
+
+
+def test_a_rhythm_without_a_family_is_unknown_and_noise_is_nothing():
+    x, truth = bearing_signal(RIG, 1500, RATE_HZ, 3.0, "outer_race", severity=1.3, seed=45)
+    for bearing, rpm in ((None, None), (None, 1500), (NICE, None), (Bearing(13, 7.0, 48.0, 15.0), 1500)):
+        d = pdm.diagnose(x, RATE_HZ, bearing=bearing, rpm=rpm)
+        assert d.fault == "unknown" and d.evidence[0].hz == pytest.approx(truth.fault_hz, rel=0.01), (bearing, rpm)
+    noise = np.random.default_rng(46).standard_normal(150_000)
+    assert pdm.diagnose(noise, RATE_HZ).fault == pdm.diagnose(noise, RATE_HZ, bearing=NICE, rpm=1500).fault == "none"
+
+
+@given(st.integers(1, 40), st.floats(0.1, 200))
+def test_the_chance_of_a_sum_never_breaks_off(terms, total):
+    near, far = log_chance(np.array([total, total + 900.0]), terms)
+    assert far < near <= 0 and np.isfinite(far)
+
+
+def test_noise_scores_as_seldom_as_a_score_says():
+    scores = []
+    for piece in np.random.default_rng(47).standard_normal((120, 1, 10_000)):
+        s = line_spectra(piece, 10_000.0, top_hz=600)
+        scores.append(match_family(s, s.surprise, places(79.5, 82.7, s.seconds)).score)
+    assert np.mean(np.array(scores) > 1) < 0.25 and max(scores) < 4
+
+
+@given(st.integers(0, 10_000), st.floats(0, 0.02))
+def test_slip_moves_the_families_and_keeps_their_sum(seed, slip):
+    bearing = random_machine(seed).bearing
+    slipping, ideal = strike_orders(bearing, slip), strike_orders(bearing)
+    assert slipping["outer_race"] + slipping["inner_race"] == pytest.approx(bearing.balls)
+    assert slipping["outer_race"] == pytest.approx(ideal["outer_race"] * (1 - slip))
+
+
+def test_severity_scales_the_fault_and_nothing_else():
+    well, half, full = (bearing_signal(RIG, 1500, RATE_HZ, 1.0, "ball", severity=s, seed=48)[0] for s in (0, 0.5, 1))
+    np.testing.assert_allclose(full - well, 2 * (half - well), atol=1e-9)
+
+
+def test_velocity_counts_from_10_to_1000_hz_and_wants_a_second():
+    t = np.arange(60_000) / 20_000
+    g = sum(mm_s * np.sqrt(2) * 2 * np.pi * hz / 9806.65 * np.sin(2 * np.pi * hz * t) for mm_s, hz in ((3, 25), (4, 400), (50, 3), (9, 2500)))
+    assert velocity_rms_mm_s(np.stack([g, 2 * g]), 20_000) == pytest.approx([5, 10], rel=0.01)
+    with pytest.raises(NotEnoughData, match="at least 1 s"):
+        velocity_rms_mm_s(g[:19_999], 20_000)
+
+
+def test_zones_are_those_of_the_standard():
+    assert [iso_zone(v, "group1_flexible") for v in (3.5, 3.6, 7.2, 11.1)] == ["A", "B", "C", "D"]
+    with pytest.raises(InvalidConfig, match="machine_class"):
+        iso_zone(1.0, "III")
+
+
 T = np.arange(0, 600.0)
 
 
@@ -123,8 +208,29 @@ T = np.arange(0, 600.0)
     (20 + T / 10 + 0.05 * np.random.default_rng(1).standard_normal(600), "temperature", True),   # truly hot
     (np.where(T > 300, 850.0, 40.0) + 0.05 * np.random.default_rng(2).standard_normal(600), "temperature", False),  # an open thermocouple
     (np.where(T > 200, 41.3, 40 + 0.1 * np.random.default_rng(3).standard_normal(600)), "temperature", False),  # stuck
+    (np.where(T == 300, 55.0, 40.0) + 0.05 * np.random.default_rng(5).standard_normal(600), "temperature", False),  # a loose clamp
     (np.where(T % 50 == 7, np.nan, 40.0 + 0.1 * np.random.default_rng(4).standard_normal(600)), "temperature", False),
-], ids=["well", "hot", "open", "stuck", "gaps"])
+], ids=["well", "hot", "open", "stuck", "loose", "gaps"])
 def test_a_broken_sensor_is_told_from_a_hot_machine(values, quantity, ok):
     status = pdm.check_sensor(values, 1.0, quantity=quantity)
     assert status.ok is ok and (status.fault in (None, "none", "")) is ok
+
+
+STRIKES = bearing_signal(RIG, 1500, RATE_HZ, 0.2, "outer_race", severity=8, seed=49)[0]  # truly violent, 20 g and more
+
+
+@pytest.mark.parametrize("values,quantity,fault", [
+    (STRIKES, "vibration", "none"),
+    (np.clip(STRIKES, -5, 5), "vibration", "clipping"),
+    (np.where(np.arange(len(STRIKES)) // 2000 == 2, 0.0, STRIKES), "vibration", "dropout"),
+    (np.where(np.arange(len(STRIKES)) > 4000, STRIKES[4000], STRIKES), "vibration", "stuck"),
+    (np.where(np.arange(len(STRIKES)) == 5, np.inf, STRIKES), "vibration", "not_finite"),
+    (STRIKES * 100, "vibration", "out_of_range"),
+    (np.round(40 * np.sin(2 * np.pi * 50 * np.arange(4000) / 8000)), "current", "none"),  # coarse, but whole
+    (np.zeros(4000), "current", "none"),  # switched off
+    (np.full(4000, 1480.0), "speed", "none"),  # a controlled shaft
+], ids=["violent", "clipped", "cable", "hung", "infinite", "impossible", "coarse", "off", "steady"])
+def test_a_broken_sensor_is_told_from_a_violent_machine(values, quantity, fault):
+    status = pdm.check_sensor(values, RATE_HZ if quantity == "vibration" else 8000.0, quantity=quantity)
+    assert (status.fault, status.ok, bool(status.spans)) == (fault, fault == "none", fault != "none")
+    assert all(0 <= s.start_s < s.end_s <= len(values) / 8000.0 for s in status.spans)
