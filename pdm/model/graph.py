@@ -156,7 +156,7 @@ def parity(
     names, worst, module = [o.name for o in session.get_outputs()], (0.0, "", 0), module.eval()
     for size in batches:
         feed = {k: np.resize(v, (size, *v.shape[1:])).astype(np.float32) for k, v in inputs.items()}
-        with torch.no_grad():
+        with one_thread(), torch.no_grad():
             expected = module(*(torch.from_numpy(v) for v in feed.values()))
         for name, theirs, ours in zip(names, session.run(None, feed), expected, strict=True):
             ours = ours.double().numpy()
