@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRUCK', 'SHAKEN', 'NICE', 'Resonance', 'Machine', 'random_machine', 'strike_orders', 'strike_turns', 'load_share',
-           'ring_down', 'background', 'Truth', 'bearing_signal', 'synthetic_recordings']
+           'ring_down', 'noise_power', 'shaft_velocity', 'background', 'Truth', 'bearing_signal',
+           'synthetic_recordings']
 
 # %% ../../nbs/data/synth.ipynb #synt38256f
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def load_share(
 
 # %% ../../nbs/data/synth.ipynb #synt0080ff
 def ring_down(
-    strikes_s: np.ndarray,  # times of the strikes, seconds after the first sample, not rounded
+    strikes_s: np.ndarray,  # times of the strikes, seconds after the first sample, not rounded; earlier ones (< 0) still ring
     strikes_g: np.ndarray,  # their heights
     samples: int,           # how many samples
     rate_hz: float,         # samples a second
@@ -117,35 +118,52 @@ def ring_down(
 ) -> np.ndarray:            # [sample], g
     "The sum of all ringing, sampled. Exact: no strike is moved to a sample."
     after = np.ceil(strikes_s * rate_hz).astype(int)
-    seen = (after >= 0) & (after < samples)
+    begun = after < 0  # rings already when the record starts: enters with what is left of it
+    after = np.where(begun, 0, after)
+    seen = after < samples
     after, late_s, height = after[seen], after[seen] / rate_hz - strikes_s[seen], strikes_g[seen]
     y = np.zeros(samples)
     for r in resonances:
         pole = 2 * pi * r.hz * complex(-r.damping, np.sqrt(1 - r.damping**2))
+        turn = np.exp(pole / rate_hz)
         kick = r.gain * height * np.exp(pole * late_s)
-        u = np.bincount(after, kick.real, samples) + 1j * np.bincount(after, kick.imag, samples)
-        y += lfilter([1.0], [1.0, -np.exp(pole / rate_hz)], u).imag
+        u = np.bincount(after, kick.imag, samples + 1) - np.bincount(after + 1, (kick * turn.conjugate()).imag, samples + 1)
+        y += lfilter([1.0], [1.0, -2 * turn.real, abs(turn) ** 2], u[:samples])
     return y
 
 # %% ../../nbs/data/synth.ipynb #synt04600a
+def noise_power(
+    hz: np.ndarray,                   # frequencies [bin]
+    resonances: Sequence[Resonance],  # of the path
+    tilt: float,                      # power falls as 1/f**tilt
+    ringing: float,                   # power at a resonance, relative to beside it
+) -> np.ndarray:                      # power density [bin], in any unit
+    "What the background noise is made of: a tilted floor, louder where the housing rings."
+    power = (np.maximum(hz, 50.0) / 1000) ** -tilt
+    for r in resonances:
+        q = hz / r.hz
+        power *= 1 + ringing * r.gain**2 * (2 * r.damping) ** 2 / ((1 - q**2) ** 2 + (2 * r.damping * q) ** 2)
+    return power
+
+
 def _noise(m: Machine, samples: int, rate_hz: float, rng: np.random.Generator) -> np.ndarray:
-    "Noise that is tilted, and louder at the resonances, RMS 1."
-    f = np.fft.rfftfreq(samples, 1 / rate_hz)
-    power = (np.maximum(f, 50.0) / 1000) ** -m.noise_tilt
-    for r in m.resonances:
-        q = f / r.hz
-        power *= 1 + m.noise_ringing * r.gain**2 * (2 * r.damping) ** 2 / ((1 - q**2) ** 2 + (2 * r.damping * q) ** 2)
+    "Noise of that spectrum, RMS 1."
+    power = noise_power(np.fft.rfftfreq(samples, 1 / rate_hz), m.resonances, m.noise_tilt, m.noise_ringing)
     x = np.fft.irfft(np.sqrt(power) * np.fft.rfft(rng.standard_normal(samples)), samples)
     return x / x.std()
 
 
-def _shaft_velocity(m: Machine, fault: str, severity: float) -> dict[float, float]:
-    "Velocity RMS in mm/s by order of the shaft, healthy part and fault."
+def shaft_velocity(
+    m: Machine,
+    fault: str = "none",      # one of `SHAKEN` adds to what a well machine has
+    severity: float = 0.0,    # 1 takes a machine out of zone C of ISO 20816-3
+) -> dict[float, float]:      # velocity RMS in mm/s by order of the shaft
+    "How the shaft shakes at nominal speed, healthy part and fault."
     v = {float(k): a for k, a in enumerate(m.shaft_mm_s, 1)}
     added = {"imbalance": {1.0: 1.0}, "misalignment": {1.0: 0.5, 2.0: 1.0, 3.0: 0.4},
              "looseness": {k / 2: (0.6 if k % 2 == 0 else 0.25) / np.sqrt(max(1, k // 2)) for k in range(1, 13)}}.get(fault, {})
     for order, share in added.items():
-        v[order] = v.get(order, 0.0) + 7.1 * severity * share  # severity 1 takes a machine out of zone C
+        v[order] = v.get(order, 0.0) + 7.1 * severity * share
     return v
 
 
@@ -163,7 +181,7 @@ def background(
     hz = turns[-1] * rate_hz / (n - 1)
     phase = rng.uniform(0, 2 * pi, 40)
     x = m.noise_g * _noise(m, n, rate_hz, rng) * (1 + m.breathing * np.cos(2 * pi * turns + phase[0]))
-    for i, (order, mm_s) in enumerate(sorted(_shaft_velocity(m, fault, severity).items()), 1):
+    for i, (order, mm_s) in enumerate(sorted(shaft_velocity(m, fault, severity).items()), 1):
         x += mm_s / 1000 * np.sqrt(2) * 2 * pi * order * hz / G_M_S2 * np.cos(2 * pi * order * turns + phase[i])
     if m.gear_teeth:
         x += m.gear_g * (1 + 0.3 * np.cos(2 * pi * turns + phase[-1])) * np.cos(2 * pi * m.gear_teeth * turns + phase[-2])
