@@ -169,6 +169,11 @@ class Sound:
         self._turns, self._end_s, self._hz = 0.0, -np.inf, 0.0
         self._ring_s = _rings_s(self.axes)
 
+    @property
+    def end_s(self) -> float:
+        "When the last capture ended; minus infinity before the first."
+        return self._end_s
+
     def fault_hz(self,
         fault: str,    # one of `STRUCK`
         speed: float,  # share of nominal
