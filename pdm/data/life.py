@@ -10,7 +10,7 @@ __all__ = ['Duration', 'Share', 'Duty', 'seconds', 'Spec', 'Constant', 'Shifts',
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, exp, pi
+from math import ceil, exp, inf, pi
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -55,7 +55,7 @@ class _Duty(Spec):
 
     def since_start_s(self, t_s: float) -> float:
         "How long it has been running at `t_s`, 0 while it stands."
-        return float("inf")
+        return inf
 
     def torque(self, t_s: np.ndarray, speed: np.ndarray) -> np.ndarray:
         "Load relative to nominal, at that share of nominal speed [n]."
@@ -96,12 +96,12 @@ class Cycles(_Duty):
     "On for a share of each period."
     kind: Literal["cycles"]
     period: Duration = 7200.0
-    on: Share = 0.6
+    share: Share = 0.6
 
     def speed(self, t_s: np.ndarray) -> np.ndarray:
         at = np.asarray(t_s, float) % self.period
         ramp = max(self.ramp, 1e-9)
-        return np.clip(np.minimum(at / ramp, (self.on * self.period - at) / ramp), 0, 1)
+        return np.clip(np.minimum(at / ramp, (self.share * self.period - at) / ramp), 0, 1)
 
     def since_start_s(self, t_s: float) -> float:
         return t_s % self.period if self.speed(np.array([t_s]))[0] > 0 else 0.0
@@ -185,7 +185,7 @@ class Wear(Spec):
     @property
     def fails_s(self) -> float:
         "When the machine fails of it, seconds since the start of the scenario; infinite if it does not."
-        return self.onset + self.lasts if self.peak >= 1 else float("inf")
+        return self.onset + self.lasts if self.peak >= 1 else inf
 
 # %% ../../nbs/data/life.ipynb #life32956a
 class Event(Spec):
@@ -269,7 +269,7 @@ class Life:
         return [e for e in self.events if e.kind == kind and e.at <= t_s]
 
     def _end_s(self, wear: Wear) -> float:
-        return min((e.at for e in self.events if repairs(e, wear)), default=float("inf"))
+        return min((e.at for e in self.events if repairs(e, wear)), default=inf)
 
     def _failed(self, t_s: np.ndarray) -> np.ndarray:
         down = np.zeros(len(t_s), bool)
@@ -292,7 +292,7 @@ class Life:
         "Speed, load, severity of all faults together and ambient temperature at `t_s` [n]."
         speed, load = np.zeros(len(t_s)), np.zeros(len(t_s))
         changes = self._past("new_duty", float(t_s[-1]))
-        for duty, since in [(self.duty, -1.0), *((e.duty, e.at) for e in changes if e.duty)]:
+        for duty, since in [(self.duty, -inf), *((e.duty, e.at) for e in changes if e.duty)]:
             now = t_s >= since
             speed = np.where(now, duty.speed(self.start_s + t_s), speed)
             load = np.where(now, duty.torque(self.start_s + t_s, speed), load)
