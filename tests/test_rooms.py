@@ -14,7 +14,7 @@ LIGHT = {"config", "errors", "process"}  # what rooms may import from outside th
 
 ALLOWED = {  # beyond the standard library and what stands above in this table
     "signal": {"numpy", "scipy"},
-    "data": {"cbor2", "pandas", "pyarrow", "pooch", "fsspec", "requests"},
+    "data": {"cbor2", "pandas", "pyarrow", "pooch", "fsspec", "requests", "pyuff"},
     "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow", "pydantic"},
     "serve": {"tritonclient", "grpc", "google"},
     "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "psycopg", "prometheus_client"},
@@ -22,7 +22,7 @@ ALLOWED = {  # beyond the standard library and what stands above in this table
 EDGE = [
     "pdm", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
     *(f"pdm.signal.{p.stem}" for p in sorted((ROOT / "pdm/signal").glob("[a-z]*.py"))),
-    "pdm.data.window", "pdm.model.monitor", "pdm.model.bundle",
+    "pdm.data.window", "pdm.data.parquet", "pdm.data.store", "pdm.data.archive", "pdm.model.monitor", "pdm.model.bundle",
     *(f"pdm.serve.{p.stem}" for p in sorted((ROOT / "pdm/serve").glob("[a-z]*.py"))),
     *(f"pdm.stream.{p.stem}" for p in sorted((ROOT / "pdm/stream").glob("[a-z]*.py"))),
 ]
