@@ -59,4 +59,4 @@ export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 clean:  ## remove what was built, and both environments
-	rm -rf build _docs _proc .venv .venv-triton predmaint-data *.egg-info
+	rm -rf build _docs _proc .venv .venv-triton predmaint-state *.egg-info

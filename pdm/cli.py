@@ -85,7 +85,7 @@ def synth(
            "archive": f"file:{out / 'windows'}", "truth": str(out / "truth.parquet")}, as_json)
 
 # %% ../nbs/cli.ipynb #cli09cd1f
-File = Annotated[Path, typer.Argument(help="CSV, WAV or npy")]
+File = Annotated[Path, typer.Argument(help="CSV, WAV, npy, Parquet, MATLAB .mat or UFF58")]
 Rate = Annotated[float | None, typer.Option("--rate-hz", help="sampling rate; needed where the file doesn't say")]
 Names = Annotated[str | None, typer.Option("--channels", help="names of the channels, separated by commas")]
 

@@ -38,9 +38,9 @@ class Settings(BaseSettings):
 
     broker_url: str = "embedded:"        # `embedded:` | `mqtt://host:1883` | `mqtts://host:8883` | `kafka://host:9092`
     engine_url: str = "embedded:"        # `embedded:` (tritonserver from its wheel) | `inprocess:` | `grpc://triton:8001`
-    tsdb_url: str = "sqlite:"            # `sqlite:` (in `data_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket`
+    tsdb_url: str = "sqlite:"            # `sqlite:` (in `state_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket`
     warehouse_url: str = ""              # none | `postgresql://…` | `bigquery://project/dataset`
-    tracking_url: str = "sqlite:"        # MLflow: `sqlite:` (in `data_dir`) | `sqlite:path` | `https://mlflow…`
+    tracking_url: str = "sqlite:"        # MLflow: `sqlite:` (in `state_dir`) | `sqlite:path` | `https://mlflow…`
     pipeline_url: str = "local:"         # `local:` | `https://kubeflow…`
     archive_url: str = ""                # none | `file:folder` | `s3://…` | `gs://…`
     archive_healthy_share: float = Field(default=0.01, ge=0, le=1)  # of the healthy windows, kept as a sample
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     archive_max_gb: float = Field(default=50, gt=0)                 # all of it; the oldest healthy days go first
     archive_max_mb_per_day: float = Field(default=500, gt=0)        # of one asset; healthy windows may take half
     archive_rows_per_file: int = Field(default=512, ge=1)           # most windows in a file
-    data_dir: Path = Path("predmaint-data")   # journal, stores and cursors of this machine
+    state_dir: Path = Path("predmaint-state")   # journal, stores and cursors of this machine (PREDMAINT_DATA_DIR is another thing: data sets)
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("predmaint"))  # data sets
     assets: Path = Path("assets.yaml")   # the asset records
     agent_id: str = "agent"              # unique among the agents of a broker
@@ -80,11 +80,11 @@ class Settings(BaseSettings):
 
     def sqlite(self,
         url: str,   # `sqlite:` or `sqlite:path`
-        name: str,  # file name in `data_dir` where the URL has no path
+        name: str,  # file name in `state_dir` where the URL has no path
     ) -> Path:
         "The file that a sqlite URL means."
         path = url.removeprefix("sqlite:").removeprefix("//")
-        return Path(path) if path else self.data_dir / name
+        return Path(path) if path else self.state_dir / name
 
 
 def load_settings(**given: Any  # what the command line was given, before all else

@@ -88,7 +88,7 @@ class Site:
 
     def _write_settings(self) -> None:
         (self.folder / "assets.yaml").write_text(yaml.safe_dump({"assets": list(self._assets)}, sort_keys=False))
-        chosen = {"broker_url": self.broker_url, "engine_url": self.engine_url, "tsdb_url": "sqlite:", "data_dir": str(self.folder / "data"),
+        chosen = {"broker_url": self.broker_url, "engine_url": self.engine_url, "tsdb_url": "sqlite:", "state_dir": str(self.folder / "data"),
                   "assets": str(self.folder / "assets.yaml"), "agent_id": "agent", "metrics_port": self.metrics_port, "sinks_metrics_port": 0,
                   **({"triton_repository": str(self.triton.repository)} if self.triton else {})}
         (self.folder / "predmaint.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in chosen.items()))

@@ -56,7 +56,7 @@ class Site:
         (folder / "assets.yaml").write_text(yaml.safe_dump({"assets": records}))
 
     def settings(self, broker_url: str, **changes) -> Settings:
-        return load_settings(**({"broker_url": broker_url, "engine_url": "inprocess:", "data_dir": self.folder / "data", "assets": self.folder / "assets.yaml",
+        return load_settings(**({"broker_url": broker_url, "engine_url": "inprocess:", "state_dir": self.folder / "data", "assets": self.folder / "assets.yaml",
                                  "metrics_port": self.metrics_port} | changes))
 
     @property
@@ -78,7 +78,7 @@ class Site:
     def service(self, name: str, broker_url: str, **changes) -> Child:
         "`agent` or `sinks` as a process of its own."
         s = self.settings(broker_url, **changes)
-        env = {f"PREDMAINT_{k.upper()}": str(getattr(s, k)) for k in {"broker_url", "engine_url", "data_dir", "assets", "metrics_port", *changes}}
+        env = {f"PREDMAINT_{k.upper()}": str(getattr(s, k)) for k in {"broker_url", "engine_url", "state_dir", "assets", "metrics_port", *changes}}
         code = f"from pdm.config import load_settings; from pdm.stream.{name} import main; main(load_settings())"
         return Child([sys.executable, "-c", code], self.folder / f"{name}.log", env={**os.environ, **env}, name=name)
 

@@ -130,7 +130,7 @@ def test_what_is_stored_is_what_was_journaled(journal, tmp_path):
 
 
 def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
-    stop, settings = threading.Event(), Settings(data_dir=tmp_path / "data", sinks_metrics_port=0)
+    stop, settings = threading.Event(), Settings(state_dir=tmp_path / "data", sinks_metrics_port=0)
     service = threading.Thread(target=main, args=(settings, stop))
     service.start()
     time.sleep(0.3)

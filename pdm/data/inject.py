@@ -6,7 +6,6 @@
 __all__ = ['FAMILIES', 'CHANGES', 'Family', 'own_resonances', 'Injected', 'inject_fault', 'inject_change', 'inject_blind']
 
 # %% ../../nbs/data/inject.ipynb #inje4980f6
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi, sqrt
 
@@ -107,11 +106,11 @@ def inject_fault(
         raise InvalidConfig(f"{fault} strikes as the bearing's geometry says: give its `bearing` (balls, diameters)")
     full = x.reshape((1,) * (3 - x.ndim) + x.shape)
     rng = np.random.default_rng([seed, *family.encode()])
-    if fault in SHAKEN:
-        added, fault_hz, rings = _shaken(full.shape, rate_hz, fault, severity, rpm, rng), 0.0, ()
-    else:
-        added, fault_hz, rings = _struck(full, rate_hz, fault, severity, bearing, rpm, drawn_from, rng)  # type: ignore[arg-type]
-    return Injected((full + added).reshape(x.shape).astype(np.float32), fault, severity, family, fault_hz, rings)
+    if bearing is not None and fault in STRUCK:
+        added, fault_hz, rings = _struck(full, rate_hz, fault, severity, bearing, rpm, drawn_from, rng)
+        return Injected((full + added).reshape(x.shape).astype(np.float32), fault, severity, family, fault_hz, rings)
+    added = _shaken(full.shape, rate_hz, fault, severity, rpm, rng)
+    return Injected((full + added).reshape(x.shape).astype(np.float32), fault, severity, family, 0.0, ())
 
 
 def _shaken(shape: tuple[int, ...], rate_hz: float, fault: str, severity: float, rpm: float, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
 from importlib import resources
-from math import ceil, pi
+from math import ceil, exp, pi
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,7 +23,7 @@ import yaml
 from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
 
 from .capture import Axis, Drive, Sound, current_wave, tacho_wave, two_axes
-from .life import Climate, Constant, Duration, Duty, Event, Life, Moment, Spec, Thermal, Wear
+from .life import Climate, Constant, Duration, Duty, Event, Life, Moment, Share, Spec, Thermal, Wear
 from .sensing import SENSOR_FAULTS, Sensor, break_sensor
 from .synth import STRUCK, Machine, random_machine, shaft_velocity
 from .window import MAX_EPOCH, AssetPath, Window
@@ -48,7 +48,7 @@ class Slow(Spec):
     rate_hz: float = Field(1.0, gt=0, le=100)
     samples: int = Field(10, ge=1)
     channels: tuple[Literal["bearing_de_c", "bearing_nde_c", "winding_c", "current_a", "voltage_v", "power_kw", "speed_rpm",
-                            "velocity_mm_s"], ...] = tuple(PROCESS)  # type: ignore[assignment]
+                            "velocity_mm_s"], ...] = tuple(PROCESS)  # type: ignore[arg-type]
 
 
 def _meant(word: str, words: Sequence[str]) -> str:
@@ -77,12 +77,14 @@ class MachineType(Spec):
     drive: Annotated[Drive, _only(Drive)] = Drive()
     sensor: Annotated[Sensor, _only(Sensor)] = Sensor()
     thermal: Thermal = Thermal()
+    wander: Share = 0.05                     # how far the background's loudness comes and goes over hours and days (standard deviation)
 
     @cached_property
     def built(self) -> Machine:
+        "The machine that the type's seed draws, with what was declared."
         drawn = random_machine(self.seed)
-        values = {k: int(v) if k == "gear_teeth" else v for k, v in self.machine.items()}
-        return replace(drawn, **({"bearing": self.bearing} if self.bearing else {}), **values)
+        values: dict[str, Any] = {k: int(v) if k == "gear_teeth" else v for k, v in self.machine.items()}
+        return replace(drawn, bearing=self.bearing or drawn.bearing, **values)
 
 
 class SensorFault(Spec):
@@ -153,7 +155,7 @@ class _Running:
     def __init__(self, scenario: "Scenario", asset: Asset, name: str):
         kind = scenario.types[asset.type]
         self.scenario, self.asset, self.kind = scenario, asset, kind
-        self.path = AssetPath(*scenario.path.split("/"), name)
+        self.path = AssetPath.parse(f"{scenario.path}/{name}")
         self.epoch = _number(scenario.seed, scenario.start, name)
         rng = self.rng = np.random.default_rng([scenario.seed, _number(name)])
         m = kind.built
@@ -161,6 +163,7 @@ class _Running:
                                shaft_mm_s=tuple(a * rng.lognormal(0, 0.2) for a in m.shaft_mm_s),
                                resonances=tuple(replace(r, hz=r.hz * rng.normal(1, 0.02)) for r in m.resonances))
         self.jitter = float(rng.uniform(0.01, 0.02))
+        self.waves = rng.uniform(0, 2 * pi, 4), 2 * pi / (3600 * np.array([1.7, 7.1, 31.0, 140.0]) * rng.uniform(0.7, 1.4, 4))
         self.life = Life(asset.duty, scenario.climate, kind.thermal, asset.wear, asset.events, scenario.start.timestamp(),
                          seed=_number(scenario.seed, name, "life") % 2**31)
         self.swaps = -1
@@ -198,7 +201,7 @@ class _Running:
     def _look(self, stream: str, now: Moment, spec: Fast | Slow, samples: np.ndarray, units: dict[str, str]) -> Look:
         broken = self._broken(now, spec.channels)
         for f in broken:
-            c = spec.channels.index(f.channel)  # type: ignore[arg-type]
+            c = list(map(str, spec.channels)).index(f.channel)
             size = SENSOR_FAULTS[f.kind] if f.size is None else f.size
             samples[c] = break_sensor(samples[c], f.kind, size, (now.t_s - f.at) / max(f.lasts, 1e-9), self.rng)
         t0_ns, seq = round((self.scenario.start.timestamp() + now.t_s) * 1e9), self.seq[stream]
@@ -224,9 +227,9 @@ class _Running:
         wrong = [f for f in self._broken(now, spec.channels) if f.kind == "wrong_rate"]
         rate_hz = spec.rate_hz * (wrong[0].size or SENSOR_FAULTS["wrong_rate"] if wrong else 1.0)
         end = now.speed[0] + (now.speed[1] - now.speed[0]) * spec.samples / rate_hz / lasts_s
-        rough = now.heard * (1 + 0.6 * now.cold)
+        rough = (1 + 0.6 * now.cold) * exp(self.kind.wander * float(np.sin(self.waves[0] + self.waves[1] * now.t_s).sum()) / 2**0.5)
         heard = self.sound.capture(max(now.t_s, self.sound.end_s), spec.samples, (now.speed[0], end), now.load, now.faults, rough, rate_hz)
-        moved = self.sound.sensor.convert(heard.samples * now.heard) if now.heard != 1 else self.sound.sensor.convert(heard.samples)
+        moved = self.sound.sensor.convert(heard.samples * np.float32(now.heard))
         rows = {a.name: x for a, x in zip(self.sound.axes, moved, strict=True)}
         if "current" in spec.channels:
             speed = self._speed(now)
@@ -308,7 +311,7 @@ class Scenario(Spec):
         if len(set(names)) < len(names) or not names:
             raise ValueError("assets: at least one, each with a name of its own")
         for name in names:
-            AssetPath(*self.path.split("/"), name) if self.path.count("/") == 3 else AssetPath.parse(f"{self.path}/{name}")
+            AssetPath.parse(f"{self.path}/{name}")
         return self
 
     def _named(self) -> Iterator[tuple[str, Asset]]:
@@ -418,7 +421,7 @@ def write(
         raise InvalidConfig(f"{folder} is not empty: name a new folder, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False), "utf-8")
-    kinds = {str: pa.string(), int: pa.int64(), int | None: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    kinds: dict[Any, Any] = {str: pa.string(), int: pa.int64(), int | None: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(f.name, kinds[f.type]) for f in fields(WindowTruth)])
     keep = Keep(max_mb_per_day=float("inf"), max_gb=float("inf"))
     total, done, rows = scenario.looks * len(scenario.asset_names), 0, []

@@ -262,7 +262,7 @@ def main(
     stop = stop or stop_on_signals()
     with ExitStack() as parts:
         records = load_assets(settings.assets)
-        journal = Journal(settings.data_dir / "journal.db")
+        journal = Journal(settings.state_dir / "journal.db")
         parts.callback(journal.close)
         metrics = AgentMetrics((r.path, name) for r in records for name in r.streams)
         page = Endpoint(metrics.registry, settings.metrics_port, settings.metrics_address)
@@ -284,7 +284,7 @@ def main(
             return guarded
 
         owned = own(records, load, journal)
-        broker = open_broker(settings.broker_url, settings.data_dir / "broker")
+        broker = open_broker(settings.broker_url, settings.state_dir / "broker")
         parts.callback(broker.close)
         bus = broker.client(f"predmaint-{settings.agent_id}")
         agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics)

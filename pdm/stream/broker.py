@@ -221,4 +221,4 @@ def open_broker(
         else:
             (folder / "broker.url").unlink(missing_ok=True)
             return _SharedBroker(folder, lock)
-    raise PartMissing(f"the broker of {folder} is held by a process that never started it: end that process, or choose another data_dir")
+    raise PartMissing(f"the broker of {folder} is held by a process that never started it: end that process, or choose another state_dir")

@@ -183,7 +183,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     if version not in (0, _VERSION):
         db.close()
         raise InvalidConfig(f"journal {path.name} has schema {version}, this pdm knows {_VERSION}: "
-                            "use the pdm that wrote it, or another data_dir")
+                            "use the pdm that wrote it, or another state_dir")
     return db
 
 
@@ -192,7 +192,7 @@ class JournalReader:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.exists():
-            raise InvalidConfig(f"no journal at {self.path}: it is there once an agent has run; is data_dir the agent's?")
+            raise InvalidConfig(f"no journal at {self.path}: it is there once an agent has run; is state_dir the agent's?")
         self._db = _connect(self.path)
         self._db.execute("PRAGMA query_only = ON")
 
@@ -273,7 +273,7 @@ class Journal(JournalReader):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise InvalidConfig(f"journal {path} is written by another agent: one agent a data_dir") from None
+            raise InvalidConfig(f"journal {path} is written by another agent: one agent a state_dir") from None
         self.path, self._db = path, _connect(path)
         db = self._db
         db.execute("PRAGMA journal_mode = WAL")

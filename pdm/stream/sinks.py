@@ -194,11 +194,11 @@ def main(
     runners: list[Runner] = []
     try:
         sinks = open_sinks(settings)
-        journal = settings.data_dir / "journal.db"
+        journal = settings.state_dir / "journal.db"
         reader = _wait_for(journal, stop)
         while reader is not None and len(runners) < len(sinks):
             sink = sinks[len(runners)]
-            runners.append(Runner(reader, sink, Cursor(settings.data_dir / "cursors" / sink.name), metrics=metrics).start())
+            runners.append(Runner(reader, sink, Cursor(settings.state_dir / "cursors" / sink.name), metrics=metrics).start())
             reader = JournalReader(journal) if len(runners) < len(sinks) else reader
         log.info("%s from %s, metrics at %s", ", ".join(s.name for s in sinks), journal, page.url)
         stop.wait()
