@@ -48,6 +48,10 @@ class Drive:
     pwm_g: float = 0.0         # amplitude of its lines, twice the line frequency to either side
     rated_a: float = 80.0      # current RMS at nominal load
 
+    def __post_init__(self):
+        if not (self.bars >= 0 and min(self.slot_g, self.pwm_hz, self.pwm_g, self.rated_a) >= 0):
+            raise InvalidConfig(f"no such drive: bars and amplitudes are >= 0, got {self}")
+
 # %% ../../nbs/data/capture.ipynb #capt2b8880
 def tones(
     amplitude: np.ndarray,    # complex, peak and phase [axis, tone]
@@ -132,6 +136,7 @@ class Capture:
     "What was heard, and what of it is known exactly."
     samples: np.ndarray     # acceleration in g, float32 [axis, sample]
     turns: np.ndarray       # angle of the shaft at the first and after the last sample, turns since the first capture [2]
+    line_turns: np.ndarray  # the same of the supply [2]
     strikes_s: dict[str, np.ndarray]  # when each fault's strikes fell, seconds after the first sample
 
 
@@ -163,11 +168,14 @@ class Sound:
         carried = {"outer_race": 0.0, "inner_race": 1.0, "ball": orders["cage"], "cage": 0.0}
         self._strikers = {part: Striker(orders[part], jitter, rng.uniform() / orders[part], rng.uniform(), carried[part],
                                         float(rng.uniform(0.5, 1)) if part == "ball" else 1.0) for part in STRUCK}
-        self._phase = rng.uniform(0, 2 * pi, 64)
+        self._phase = rng.uniform(0, 1, 64)  # turns
+        self._knocks = np.zeros((2, 0))      # time and height of those that may still ring
         self._paths: dict[float, tuple[np.ndarray, list[list[Resonance]]]] = {}
         self._white = np.zeros((len(self.axes), 0), np.float32)  # the last of it, where captures may touch
         self._turns, self._end_s, self._hz = 0.0, -np.inf, 0.0
         self._ring_s = _rings_s(self.axes)
+        if silent := [a.name for a, rings in zip(self.axes, self._path(self.rate_hz)[1], strict=True) if not rings]:
+            raise InvalidConfig(f"no resonance of axis {', '.join(silent)} is heard at {rate_hz:g} Hz, and so no strike: sample faster, or give a lower resonance")
 
     @property
     def end_s(self) -> float:
@@ -205,49 +213,41 @@ class Sound:
         "Shaft, gear, hum, bars and switching in g [axis, sample]."
         m, d, phase = self.machine, self.drive, self._phase
         f0, share = speed[0] * self.rpm / 60, speed[0]
-        line_hz = m.hum_hz / 2 * (share if d.variable else 1.0)
-        line = m.hum_hz / 2 / (self.rpm / 60) * self._turns if d.variable else line_hz * start_s  # its angle in turns
-        hz: list[float] = []
-        at: list[float] = []        # phase in turns at the first sample
-        order: list[float] = []     # how fast the frequency follows the shaft, for ramps
-        g: list[float] = []         # amplitude
+        line_hz, per_shaft = self._line_hz(share), m.hum_hz * 30 / self.rpm if d.variable else 0.0
+        line = self._line_turns(start_s)
+        found: list[tuple[float, float, float, float, float]] = []  # Hz, change of it with the shaft's Hz, angle in turns, amplitude in g, order
         velocity = shaft_velocity(m)
         for fault in SHAKEN:
             if faults.get(fault):
                 for o, mm_s in shaft_velocity(replace(m, shaft_mm_s=()), fault, faults[fault]).items():
                     velocity[o] = velocity.get(o, 0.0) + mm_s
-        for i, (o, mm_s) in enumerate(sorted(velocity.items())):
-            order.append(o)
-            g.append(mm_s / 1000 * sqrt(2) * 2 * pi * o * f0 / G_M_S2 * share)
-            at.append(o * self._turns + phase[i])
+        for o, mm_s in velocity.items():
+            found.append((o * f0, o, o * self._turns + phase[int(2 * o) % 40], mm_s / 1000 * sqrt(2) * 2 * pi * o * f0 / G_M_S2 * share, o))
         if m.gear_teeth:
             for k, a in ((0, 1.0), (1, 0.15), (-1, 0.15)):
-                order.append(m.gear_teeth + k)
-                g.append(a * m.gear_g * share**2)
-                at.append((m.gear_teeth + k) * self._turns + phase[40] + k * phase[41])
+                o = m.gear_teeth + k
+                found.append((o * f0, o, o * self._turns + phase[40] + k * phase[41], a * m.gear_g * share**2, o))
         if d.bars:
-            for k in (-2, 0, 2):
-                order.append(d.bars + k * line_hz / max(f0, 1e-9))
-                g.append(d.slot_g * (1.0 if k == 0 else 0.6))
-                at.append(d.bars * self._turns + k * line + phase[42 + k])
-        hz = [o * f0 for o in order]
+            for k, a in ((0, 1.0), (2, 0.6), (-2, 0.6)):
+                found.append((d.bars * f0 + k * line_hz, d.bars + k * per_shaft, d.bars * self._turns + k * line + phase[44 + k], a * d.slot_g, d.bars))
         for k, a in ((2, 1.0), (4, 0.4)):
-            hz.append(k * line_hz)
-            order.append(k * line_hz / max(f0, 1e-9) if d.variable else 0.0)
-            g.append(a * m.hum_g)
-            at.append(k * line + phase[50 + k])
+            found.append((k * line_hz, k * per_shaft, k * line + phase[50 + k], a * m.hum_g, 0.0))
         if d.pwm_hz:
-            for k in (-2, 0, 2):
-                hz.append(d.pwm_hz + k * line_hz)
-                order.append(k * line_hz / max(f0, 1e-9) if d.variable else 0.0)
-                g.append(d.pwm_g * (0.5 if k == 0 else 1.0))
-                at.append(d.pwm_hz * start_s + k * line + phase[57 + k])
-        found = np.array(hz)
-        loud = np.array(g) * self.sensor.response(found, rate_hz) * (found < rate_hz / 2)
-        lag = np.exp(-2j * pi * np.outer([a.lag for a in self.axes], order))
-        amplitude = np.array([a.gain for a in self.axes])[:, None] * loud * np.exp(2j * pi * (np.array(at) % 1)) * lag
-        slope = (speed[1] - speed[0]) * self.rpm / 60 * rate_hz / samples
-        return tones(amplitude, found, samples, rate_hz, slope * np.array(order))
+            for k, a in ((0, 0.5), (2, 1.0), (-2, 1.0)):
+                found.append((d.pwm_hz + k * line_hz, k * per_shaft, d.pwm_hz * start_s + k * line + phase[58 + k], a * d.pwm_g, 0.0))
+        hz, follows, at, g, order = np.array(found).T
+        loud = g * self.sensor.response(hz, rate_hz) * (hz < rate_hz / 2)
+        gain, lag = np.array([a.gain for a in self.axes]), np.array([a.lag for a in self.axes])
+        amplitude = gain[:, None] * loud * np.exp(2j * pi * (at % 1 - np.outer(lag, order)))
+        return tones(amplitude, hz, samples, rate_hz, (speed[1] - speed[0]) * self.rpm / 60 * rate_hz / samples * follows)
+
+    def _line_hz(self, speed: float) -> float:
+        "Frequency of the supply at a share of nominal speed."
+        return self.machine.hum_hz / 2 * (speed if self.drive.variable else 1.0)
+
+    def _line_turns(self, at_s: float, turns: float | None = None) -> float:
+        "Angle of the supply, in turns: it follows the shaft or the clock."
+        return self.machine.hum_hz * 30 / self.rpm * (self._turns if turns is None else turns) if self.drive.variable else self._line_hz(1.0) * at_s
 
     def _strike_s(self, turns: np.ndarray, f0: float, slope: float) -> np.ndarray:
         "Seconds after the first sample at which the shaft has made `turns` since the first capture."
@@ -284,18 +284,20 @@ class Sound:
         if share < 0.02:  # it stands: the hall is still heard a little
             x = floor + 0.03 * noise
         else:
-            turning = tones(np.array([[np.exp(1j * (2 * pi * (self._turns % 1) + self._phase[0]))]]), np.array([f0]), samples, rate_hz,
+            turning = tones(np.array([[np.exp(2j * pi * (self._turns % 1 + self._phase[0]))]]), np.array([f0]), samples, rate_hz,
                             np.array([slope]))
             x = floor + noise * (rough * share * (0.7 + 0.3 * load) * (1 + self.machine.breathing * turning))
             x += self._tones(samples, rate_hz, start_s, speed, faults)
             times, heights = self._struck(f0, slope, last, load * share * self.machine.strike_g, faults, struck)
             if self.machine.knocks_per_s:
                 n = self._rng.poisson(self.machine.knocks_per_s * lasts_s)
-                times = np.concatenate([times, self._rng.uniform(0, lasts_s, n)])
-                heights = np.concatenate([heights, 3 * self.machine.strike_g * self._rng.exponential(1, n)])
+                new = np.stack([start_s + self._rng.uniform(0, lasts_s, n), 3 * self.machine.strike_g * self._rng.exponential(1, n)])
+                self._knocks = np.concatenate([self._knocks[:, self._knocks[0] > start_s - self._ring_s], new], axis=1)
+                times, heights = np.concatenate([times, self._knocks[0] - start_s]), np.concatenate([heights, self._knocks[1]])
             for y, axis, rings in zip(x, self.axes, self._path(rate_hz)[1], strict=True):
                 y += ring_down(times, axis.gain * heights, samples, rate_hz, rings)
-        out = Capture(x.astype(np.float32, copy=False), np.array([self._turns, last]), struck)
+        line = np.array([self._line_turns(start_s), self._line_turns(start_s + lasts_s, last)])
+        out = Capture(x.astype(np.float32, copy=False), np.array([self._turns, last]), line, struck)
         self._turns, self._end_s, self._hz = last, start_s + lasts_s, f1
         return out
 
@@ -305,7 +307,7 @@ class Sound:
         first = self._turns - f0 * self._ring_s
         times, heights = [np.zeros(0)], [np.zeros(0)]
         for part, striker in self._strikers.items():
-            severity = max(self.machine.faint, faults.get(part, 0.0))
+            severity = self.machine.faint + faults.get(part, 0.0)
             if severity:
                 striker.go_on(first, last, self.machine.load_zone, self._rng)
                 times.append(self._strike_s(striker.turns, f0, slope))
@@ -317,23 +319,20 @@ class Sound:
 # %% ../../nbs/data/capture.ipynb #capt8d2a3c
 def current_wave(
     drive: Drive,
-    line_hz: float,
-    shaft_hz: float,
+    heard: Capture,          # whose shaft and supply it is
     load: float,             # relative to nominal
-    samples: int,
     rate_hz: float,
-    start_s: float = 0.0,    # for the phase of the supply
     shaken: float = 0.0,     # severity of a fault of the shaft: sidebands at line ± shaft
     rng: np.random.Generator | None = None,
 ) -> np.ndarray:             # A [sample]
     "One phase of the motor's current. At no load a third of it still magnetises the motor."
-    a = sqrt(2) * drive.rated_a * np.hypot(0.33, 0.94 * load)
+    samples = heard.samples.shape[1]
+    rms_a = drive.rated_a * np.hypot(0.33, 0.94 * load)
     side = 0.02 * min(shaken, 2.0)
-    parts = [(line_hz, 1.0), (5 * line_hz, 0.04), (7 * line_hz, 0.025), (line_hz - shaft_hz, side), (line_hz + shaft_hz, side)]
-    hz = np.array([f for f, _ in parts])
-    amplitude = a * np.array([[w * np.exp(2j * pi * ((f * start_s) % 1)) for f, w in parts]])
-    noise = (rng or np.random.default_rng(0)).standard_normal(samples)
-    return tones(amplitude, hz, samples, rate_hz)[0] + 0.004 * drive.rated_a * noise
+    parts = np.array([(1, 0, 1.0), (5, 0, 0.04), (7, 0, 0.025), (1, -1, side), (1, 1, side)])  # of the supply, of the shaft, height
+    angle = parts[:, :1] * heard.line_turns + parts[:, 1:2] * heard.turns
+    wave = tones((sqrt(2) * rms_a * parts[:, 2] * np.exp(2j * pi * (angle[:, 0] % 1)))[None], np.diff(angle)[:, 0] * rate_hz / samples, samples, rate_hz)
+    return wave[0] + 0.004 * drive.rated_a * (rng or np.random.default_rng(0)).standard_normal(samples)
 
 
 def tacho_wave(

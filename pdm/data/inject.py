@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'CHANGES', 'Family', 'own_resonances', 'Injected', 'inject_fault', 'inject_change', 'inject_blind']
 
 # %% ../../nbs/data/inject.ipynb #inje4980f6
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import pi, sqrt
 
 import numpy as np
@@ -79,7 +79,11 @@ class Injected:
     severity: float
     family: str
     fault_hz: float       # mean rate of the strikes, slip included; 0 for faults of the shaft
+    strikes: int          # how many fell into all windows together
     resonances: tuple[tuple[Resonance, ...], ...]  # what rings, by channel; empty for faults of the shaft
+
+    def shaped(self, shape: tuple[int, ...]) -> "Injected":
+        return replace(self, samples=self.samples.reshape(shape))
 
 
 def inject_fault(
@@ -94,7 +98,8 @@ def inject_fault(
 ) -> Injected:
     """A fault of stated kind and severity in every window. Windows are taken as moments of one machine, not as one stretch of time.
     Raises `InvalidConfig` for a fault, family or speed that makes no sense, `InvalidWindow` for what is no signal."""
-    drawn_from, x = _family(family), np.asarray(windows, float)
+    _family(family)
+    x = np.asarray(windows, float)
     if fault not in (*STRUCK, *SHAKEN):
         raise InvalidConfig(f"fault {fault!r} is none of {', '.join((*STRUCK, *SHAKEN))}")
     if not (rpm > 0 and rate_hz > 0 and severity >= 0):
@@ -107,10 +112,9 @@ def inject_fault(
     full = x.reshape((1,) * (3 - x.ndim) + x.shape)
     rng = np.random.default_rng([seed, *family.encode()])
     if bearing is not None and fault in STRUCK:
-        added, fault_hz, rings = _struck(full, rate_hz, fault, severity, bearing, rpm, drawn_from, rng)
-        return Injected((full + added).reshape(x.shape).astype(np.float32), fault, severity, family, fault_hz, rings)
+        return _struck(full, rate_hz, fault, severity, bearing, rpm, family, rng).shaped(x.shape)
     added = _shaken(full.shape, rate_hz, fault, severity, rpm, rng)
-    return Injected((full + added).reshape(x.shape).astype(np.float32), fault, severity, family, 0.0, ())
+    return Injected((full + added).astype(np.float32), fault, severity, family, 0.0, 0, ()).shaped(x.shape)
 
 
 def _shaken(shape: tuple[int, ...], rate_hz: float, fault: str, severity: float, rpm: float, rng: np.random.Generator) -> np.ndarray:
@@ -127,32 +131,50 @@ def _shaken(shape: tuple[int, ...], rate_hz: float, fault: str, severity: float,
     return added
 
 
-def _struck(x: np.ndarray, rate_hz: float, fault: str, severity: float, bearing: Bearing, rpm: float, family: Family,
-            rng: np.random.Generator) -> tuple[np.ndarray, float, tuple[tuple[Resonance, ...], ...]]:
-    "What a pit adds, g [window, channel, sample]; the rate of its strikes; what rings."
+def _heights(fault: str, at: np.ndarray, cage: float, family: Family, extent: float, rng: np.random.Generator) -> np.ndarray:
+    "How hard strikes fall, by angle of the shaft in turns [strike]."
+    height, where = rng.lognormal(0, family.spread, len(at)), rng.uniform()
+    if fault == "inner_race":
+        height *= load_share(at + where, extent)
+    elif fault == "ball":
+        height *= load_share(at * cage + where, extent) * np.where(np.arange(len(at)) % 2, 1, 0.7)
+    return height
+
+
+def _struck(x: np.ndarray, rate_hz: float, fault: str, severity: float, bearing: Bearing, rpm: float, name: str, rng: np.random.Generator) -> Injected:
+    "A pit in windows [window, channel, sample]."
     n, channels, samples = x.shape
+    family = FAMILIES[name]
     slip, jitter, extent = (float(rng.uniform(*r)) for r in (family.slip, family.jitter, family.extent))
     orders, shaft_hz = strike_orders(bearing, slip), rpm / 60
-    damped, first = rng.uniform(*family.damping), rng.uniform(0, 0.2)
+    fault_hz = orders[fault] * shaft_hz
+    if (expected := fault_hz * n * samples / rate_hz) < 3:
+        raise InvalidConfig(f"{fault} strikes {fault_hz:.3g} times a second at {rpm:g} rpm, {expected:.2g} times in all these windows: at least "
+                            f"{3 / fault_hz:.3g} s of signal are needed")
+    damped, second = rng.uniform(*family.damping), rng.uniform(0.4, 0.6)
     rings = []
     for c in range(channels):
         own = own_resonances(x[:, c], rate_hz)
         own = own[family.rank % len(own):] + own[:family.rank % len(own)]
-        rings.append(tuple(Resonance(r.hz, min(0.2, r.damping * damped), 1.0 if i == 0 else 0.4 + first) for i, r in enumerate(own[:2])))
+        rings.append(tuple(Resonance(r.hz, min(0.2, r.damping * damped), 1.0 if i == 0 else second) for i, r in enumerate(own[:2])))
     fades_s = max(14 / (2 * pi * r.hz * r.damping) for own in rings for r in own)
-    added = np.zeros(x.shape)
-    for w in range(n):
-        at = strike_turns(orders[fault], (samples / rate_hz + fades_s) * shaft_hz, jitter, rng)
-        height, where = rng.lognormal(0, family.spread, len(at)), rng.uniform()
-        if fault == "inner_race":
-            height *= load_share(at + where, extent)
-        elif fault == "ball":
-            height *= load_share(at * orders["cage"] + where, extent) * np.where(np.arange(len(at)) % 2, 1, 0.7)
-        for c in range(channels):
-            added[w, c] = ring_down(at / shaft_hz - fades_s, height, samples, rate_hz, rings[c])
-    loud = np.sqrt(np.mean(added**2, axis=(0, 2)))  # of all windows together: one with few strikes stays a faint one
+
+    def ring(lasts_s: float, count: int) -> tuple[np.ndarray, int]:
+        "What `count` samples hear of it, each channel with its own resonances [channel, sample], and how many strikes fall into them."
+        at = strike_turns(orders[fault], (lasts_s + fades_s) * shaft_hz, jitter, rng)
+        height, when_s = _heights(fault, at, orders["cage"], family, extent, rng), at / shaft_hz - fades_s
+        return np.stack([ring_down(when_s, height, count, rate_hz, own) for own in rings]), int((when_s >= 0).sum())
+
+    # loudness in the long run: the energy of a strike, from enough of them, times their rate
+    one_s = 2 * fades_s
+    alone = np.stack([ring_down(np.zeros(1), np.ones(1), int(one_s * rate_hz), rate_hz, own) for own in rings])
+    many = strike_turns(orders[fault], max(2000 / orders[fault], 50 / orders["cage"]), jitter, rng)
+    loud = np.sqrt((alone**2).sum(-1) / rate_hz * fault_hz * np.mean(_heights(fault, many, orders["cage"], family, extent, rng) ** 2))
     healthy = np.sqrt(np.mean((x - x.mean(-1, keepdims=True)) ** 2, axis=(0, 2)))
-    return added * (severity * healthy / np.where(loud > 0, loud, 1.0))[:, None], orders[fault] * shaft_hz, tuple(rings)
+    scale = (severity * healthy / loud)[:, None]
+    parts = [ring(samples / rate_hz, samples) for _ in range(n)]
+    faulty = x + np.stack([scale * added for added, _ in parts])
+    return Injected(faulty.astype(np.float32), fault, severity, name, fault_hz, sum(k for _, k in parts), tuple(rings))
 
 # %% ../../nbs/data/inject.ipynb #inje631e7a
 CHANGES = ("level", "slope", "variance", "correlation")
@@ -163,11 +185,9 @@ def inject_change(
     change: str,            # one of `CHANGES`
     severity: float,        # in standard deviations; `correlation`: 1 breaks it fully
     channel: int | None = None,  # which one; by default drawn, the same for all windows, among those that move
-    family: str = "gate",   # a key of `FAMILIES`
     seed: int = 0,
 ) -> np.ndarray:            # float32, the same shape
     "A change in one channel of slow windows. Raises `InvalidConfig` or `InvalidWindow`."
-    _family(family)
     x = np.array(windows, float)
     if change not in CHANGES:
         raise InvalidConfig(f"change {change!r} is none of {', '.join(CHANGES)}")
@@ -175,7 +195,7 @@ def inject_change(
         raise InvalidWindow(f"windows are finite [window, channel, sample], and `channel` is one of them; got {x.shape} and {channel}", reason="wrong_shape")
     if not severity >= 0:
         raise InvalidConfig(f"a severity is >= 0, got {severity}")
-    rng = np.random.default_rng([seed, *family.encode()])
+    rng = np.random.default_rng(seed)
     n, channels, samples = x.shape
     spread = x.std(axis=(0, 2))
     moving = np.flatnonzero(spread > 0)

@@ -9,7 +9,7 @@ __all__ = ['VIBRATION', 'PROCESS', 'Fast', 'Slow', 'MachineType', 'SensorFault',
 # %% ../../nbs/data/scenario.ipynb #scend1394b
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from difflib import get_close_matches
 from functools import cached_property
 from hashlib import sha256
@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
 
 from .capture import Axis, Drive, Sound, current_wave, tacho_wave, two_axes
-from .life import Climate, Constant, Duration, Duty, Event, Life, Moment, Share, Spec, Thermal, Wear
-from .sensing import SENSOR_FAULTS, Sensor, break_sensor
-from .synth import STRUCK, Machine, random_machine, shaft_velocity
+from .life import Climate, Constant, Duration, Duty, Event, Lasting, Life, Moment, Share, Spec, Thermal, Wear
+from .sensing import SENSOR_FAULTS, Sensor, break_sensor, check_fault
+from .synth import STRUCK, Machine, Resonance, random_machine, shaft_velocity
 from .window import MAX_EPOCH, AssetPath, Window
 from ..errors import InvalidConfig
 from ..signal.kinematics import Bearing
@@ -36,19 +36,28 @@ PROCESS = {"bearing_de_c": "C", "bearing_nde_c": "C", "winding_c": "C", "current
            "speed_rpm": "rpm", "velocity_mm_s": "mm/s"}
 
 
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"at least one channel, each once, got {', '.join(names) or 'none'}")
+    return names
+
+
+_EachOnce = AfterValidator(_each_once)
+
+
 class Fast(Spec):
     "The fast stream: a waveform in each window."
     rate_hz: float = Field(25_600.0, gt=0)
     samples: int = Field(2560, ge=16)
-    channels: tuple[Literal["h", "v", "current", "tacho"], ...] = ("h", "v")
+    channels: Annotated[tuple[Literal["h", "v", "current", "tacho"], ...], _EachOnce] = ("h", "v")
 
 
 class Slow(Spec):
     "The slow stream: a few rows of process values in each window."
     rate_hz: float = Field(1.0, gt=0, le=100)
     samples: int = Field(10, ge=1)
-    channels: tuple[Literal["bearing_de_c", "bearing_nde_c", "winding_c", "current_a", "voltage_v", "power_kw", "speed_rpm",
-                            "velocity_mm_s"], ...] = tuple(PROCESS)  # type: ignore[arg-type]
+    channels: Annotated[tuple[Literal["bearing_de_c", "bearing_nde_c", "winding_c", "current_a", "voltage_v", "power_kw", "speed_rpm",
+                                      "velocity_mm_s"], ...], _EachOnce] = tuple(PROCESS)  # type: ignore[arg-type]
 
 
 def _meant(word: str, words: Sequence[str]) -> str:
@@ -73,18 +82,31 @@ class MachineType(Spec):
     rpm: float = Field(1480.0, gt=0)
     seed: int = Field(0, ge=0)               # draws bearing, path and background (`random_machine`)
     bearing: Annotated[Bearing, _only(Bearing)] | None = None
-    machine: Annotated[dict[str, float], _only(Machine, "bearing", "resonances", "shaft_mm_s")] = {}  # what is not left to chance
+    resonances: tuple[Annotated[Resonance, _only(Resonance)], ...] = ()  # of the path to the sensor
+    machine: Annotated[dict[str, Any], _only(Machine, "bearing", "resonances")] = {}  # what else is not left to chance
     drive: Annotated[Drive, _only(Drive)] = Drive()
     sensor: Annotated[Sensor, _only(Sensor)] = Sensor()
     thermal: Thermal = Thermal()
     wander: Share = 0.05                     # how far the background's loudness comes and goes over hours and days (standard deviation)
 
+    @model_validator(mode="after")
+    def _whole(self) -> "MachineType":
+        for key, value in self.machine.items():
+            if (not isinstance(value, int | float) or isinstance(value, bool)) if key != "shaft_mm_s" else not isinstance(value, list | tuple):
+                raise ValueError(f"machine.{key}: {'a list of numbers' if key == 'shaft_mm_s' else 'a number'} is expected, got {value!r}")
+        if self.machine.get("gear_teeth", 0) % 1:
+            raise ValueError(f"machine.gear_teeth: a whole number is expected, got {self.machine['gear_teeth']}")
+        _ = self.built
+        return self
+
     @cached_property
     def built(self) -> Machine:
         "The machine that the type's seed draws, with what was declared."
-        drawn = random_machine(self.seed)
-        values: dict[str, Any] = {k: int(v) if k == "gear_teeth" else v for k, v in self.machine.items()}
-        return replace(drawn, bearing=self.bearing or drawn.bearing, **values)
+        drawn, values = random_machine(self.seed), dict(self.machine)
+        if "shaft_mm_s" in values:
+            values["shaft_mm_s"] = tuple(values["shaft_mm_s"])
+        heard = tuple(replace(r, hz=4000 + (r.hz - 4000) * 5 / 14) if r.hz > 4500 else r for r in drawn.resonances)  # all below 9 kHz
+        return replace(drawn, bearing=self.bearing or drawn.bearing, resonances=self.resonances or heard, **values)
 
 
 class SensorFault(Spec):
@@ -92,8 +114,17 @@ class SensorFault(Spec):
     channel: str
     kind: Literal["dropout", "stuck", "spike", "drift", "gain_loss", "clipping", "steps", "wrong_rate"]
     at: Duration
-    lasts: Duration = 86_400.0
+    lasts: Lasting = 86_400.0
     size: float | None = None   # what is usual, without it
+
+    @model_validator(mode="after")
+    def _possible(self) -> "SensorFault":
+        check_fault(self.kind, self.how_much)
+        return self
+
+    @property
+    def how_much(self) -> float:
+        return SENSOR_FAULTS[self.kind] if self.size is None else self.size
 
 
 class Asset(Spec):
@@ -119,8 +150,8 @@ class WindowTruth:
     severity: float
     onset_ns: int | None   # when it began, ns since 1970
     failed: bool           # the machine stands because of it
-    sensor: str            # a key of `SENSOR_FAULTS`, or `ok`
-    sensor_channel: str    # which one, or empty
+    sensor: str            # keys of `SENSOR_FAULTS`, separated by blanks, or `ok`
+    sensor_channel: str    # the channel of each, or empty; a wrong rate is the whole window's
     event: str             # since the last window of this stream, or empty
     rpm: float             # mean over the window
     load: float            # relative to nominal
@@ -156,44 +187,50 @@ class _Running:
         kind = scenario.types[asset.type]
         self.scenario, self.asset, self.kind = scenario, asset, kind
         self.path = AssetPath.parse(f"{scenario.path}/{name}")
-        self.epoch = _number(scenario.seed, scenario.start, name)
-        rng = self.rng = np.random.default_rng([scenario.seed, _number(name)])
-        m = kind.built
+        self.epoch = _number(scenario.model_dump_json(), name)  # other windows, another epoch
+        self.key = [scenario.seed, _number(self.path)]
+        rng = self.rng = np.random.default_rng([*self.key, 1])
+        m, off = kind.built, rng.normal(1, 0.02, 2 * len(kind.built.resonances))
         self.machine = replace(m, noise_g=m.noise_g * rng.lognormal(0, 0.12), strike_g=m.strike_g * rng.lognormal(0, 0.1),
                                shaft_mm_s=tuple(a * rng.lognormal(0, 0.2) for a in m.shaft_mm_s),
-                               resonances=tuple(replace(r, hz=r.hz * rng.normal(1, 0.02)) for r in m.resonances))
+                               resonances=tuple(replace(r, hz=r.hz * by) for r, by in zip(m.resonances, off, strict=False)))
+        side = two_axes(m, [kind.seed, 2])[1]  # the type's path to the other axis, and this machine's own of it
+        rings = tuple(replace(r, hz=r.hz * by) for r, by in zip(side.resonances, off[len(m.resonances):], strict=True))
+        self.axes = Axis("h", self.machine.resonances), replace(side, resonances=rings)
         self.jitter = float(rng.uniform(0.01, 0.02))
         self.waves = rng.uniform(0, 2 * pi, 4), 2 * pi / (3600 * np.array([1.7, 7.1, 31.0, 140.0]) * rng.uniform(0.7, 1.4, 4))
         self.life = Life(asset.duty, scenario.climate, kind.thermal, asset.wear, asset.events, scenario.start.timestamp(),
-                         seed=_number(scenario.seed, name, "life") % 2**31)
+                         seed=_number(*self.key, "life") % 2**31)
         self.swaps = -1
         self.seq = {"vibration": 0, "process": 0}
         self.news: dict[str, list[str]] = {"vibration": [], "process": []}
+        self.first: dict[SensorFault, np.ndarray] = {}  # the channel when its sensor broke
 
     def _new_bearing(self, swaps: int) -> None:
         "The sound of the machine with the bearing it has now."
-        rng = np.random.default_rng([self.scenario.seed, self.epoch, swaps])
+        rng = np.random.default_rng([*self.key, swaps, 3])
         m = self.machine if swaps == 0 else replace(self.machine, faint=self.machine.faint * rng.uniform(0.3, 1.5),
-                                                    noise_g=self.machine.noise_g * rng.lognormal(0, 0.15))
+                                                    noise_g=self.machine.noise_g * rng.lognormal(0, 0.25))
         fast = self.scenario.vibration
-        axes: tuple[Axis, ...] = two_axes(m, [self.scenario.seed, self.epoch])
-        self.sound = Sound(m, self.kind.rpm, fast.rate_hz if fast else 25_600.0, axes, self.kind.drive, self.kind.sensor,
-                           float(rng.uniform(0.002, 0.015)), self.jitter, [self.scenario.seed, self.epoch, swaps, 1])
+        rate_hz = fast.rate_hz if fast and {"h", "v"} & set(fast.channels) else 25_600.0  # of the current alone a slow one will do
+        self.sound = Sound(m, self.kind.rpm, rate_hz, self.axes, self.kind.drive, self.kind.sensor, float(rng.uniform(0.002, 0.015)), self.jitter,
+                           [*self.key, swaps, 4])
         self.swaps = swaps
 
     def looks(self, t_s: float, slow: bool) -> Iterator[Look]:
         "The windows that begin at `t_s`."
         s = self.scenario
-        lasts_s = max(s.vibration.samples / s.vibration.rate_hz if s.vibration else 0.0, s.process.samples / s.process.rate_hz if s.process else 0.0)
-        now = self.life.step(t_s, lasts_s)
-        if now.swaps != self.swaps:
-            self._new_bearing(now.swaps)
-        for stream in self.news:
-            self.news[stream] += now.events
-        if s.vibration:
-            yield self._look("vibration", now, s.vibration, self._fast(now, s.vibration, lasts_s), VIBRATION)
-        if s.process and slow:
-            yield self._look("process", now, s.process, self._slow(now, s.process), PROCESS)
+        for i, (stream, spec) in enumerate((("vibration", s.vibration), ("process", s.process if slow else None))):
+            now = self.life.step(t_s, spec.samples / spec.rate_hz if spec else 0.0)
+            if now.swaps != self.swaps:
+                self._new_bearing(now.swaps)
+            if i == 0:
+                for news in self.news.values():
+                    news += now.events
+            if isinstance(spec, Fast):
+                yield self._look(stream, now, spec, self._fast(now, spec), VIBRATION)
+            elif spec:
+                yield self._look(stream, now, spec, self._slow(now, spec), PROCESS)
 
     def _broken(self, now: Moment, channels: Sequence[str]) -> list[SensorFault]:
         return [f for f in self.asset.sensor_faults if f.at <= now.t_s < f.at + f.lasts and f.channel in channels]
@@ -202,17 +239,18 @@ class _Running:
         broken = self._broken(now, spec.channels)
         for f in broken:
             c = list(map(str, spec.channels)).index(f.channel)
-            size = SENSOR_FAULTS[f.kind] if f.size is None else f.size
-            samples[c] = break_sensor(samples[c], f.kind, size, (now.t_s - f.at) / max(f.lasts, 1e-9), self.rng)
-        t0_ns, seq = round((self.scenario.start.timestamp() + now.t_s) * 1e9), self.seq[stream]
+            first = self.first.setdefault(f, samples[c].copy())
+            samples[c] = break_sensor(samples[c], f.kind, f.how_much, (now.t_s - f.at) / f.lasts, self.rng, first)
+        start_s, seq = self.scenario.start.timestamp(), self.seq[stream]
+        t0_ns = round((start_s + now.t_s) * 1e9)
         conditions = {"speed_rpm": round(self._speed(now) * self.kind.rpm, 1), "load": round(now.load, 4), "ambient_c": round(now.ambient_c, 2),
                       "running_s": round(now.running_s, 1)}
         window = Window(stream, self.epoch, seq, 0, t0_ns, spec.rate_hz, tuple(spec.channels), tuple(units[c] for c in spec.channels),
                         samples.astype(np.float32, copy=False), conditions)
-        begun = [w for w in self.asset.wear if w.fault == now.fault and w.onset <= now.t_s]
-        onset_ns = round((self.scenario.start.timestamp() + begun[-1].onset) * 1e9) if begun else None
+        onset_ns = None if now.onset_s is None else round((start_s + now.onset_s) * 1e9)
+        where = " ".join(" ".join(spec.channels) if f.kind == "wrong_rate" else f.channel for f in broken)
         truth = WindowTruth(self.path.asset, stream, seq, t0_ns, now.state, now.fault, now.severity, onset_ns, now.failed,
-                            broken[0].kind if broken else "ok", broken[0].channel if broken else "", " ".join(self.news[stream]),
+                            " ".join(f.kind for f in broken) or "ok", where, " ".join(self.news[stream]),
                             self._speed(now) * self.kind.rpm, now.load, now.ambient_c, now.temperature_c, now.running_s,
                             self.sound.fault_hz(now.fault, self._speed(now)) if now.fault in STRUCK else 0.0, self.sound.slip)
         self.seq[stream], self.news[stream] = seq + 1, []
@@ -222,22 +260,17 @@ class _Running:
     def _speed(now: Moment) -> float:
         return sum(now.speed) / 2
 
-    def _fast(self, now: Moment, spec: Fast, lasts_s: float) -> np.ndarray:
+    def _fast(self, now: Moment, spec: Fast) -> np.ndarray:
         "Samples of the fast channels [channel, sample]."
-        wrong = [f for f in self._broken(now, spec.channels) if f.kind == "wrong_rate"]
-        rate_hz = spec.rate_hz * (wrong[0].size or SENSOR_FAULTS["wrong_rate"] if wrong else 1.0)
-        end = now.speed[0] + (now.speed[1] - now.speed[0]) * spec.samples / rate_hz / lasts_s
+        wrong = [f.how_much for f in self._broken(now, spec.channels) if f.kind == "wrong_rate"]
+        rate_hz = spec.rate_hz * (wrong[0] if wrong else 1.0)
         rough = (1 + 0.6 * now.cold) * exp(self.kind.wander * float(np.sin(self.waves[0] + self.waves[1] * now.t_s).sum()) / 2**0.5)
-        heard = self.sound.capture(max(now.t_s, self.sound.end_s), spec.samples, (now.speed[0], end), now.load, now.faults, rough, rate_hz)
-        moved = self.sound.sensor.convert(heard.samples * np.float32(now.heard))
-        rows = {a.name: x for a, x in zip(self.sound.axes, moved, strict=True)}
+        heard = self.sound.capture(now.t_s, spec.samples, now.speed, now.load, now.faults, rough, rate_hz)
+        rows = {a.name: x for a, x in zip(self.axes, self.sound.sensor.convert(heard.samples * np.float32(now.heard)), strict=True)}
         if "current" in spec.channels:
-            speed = self._speed(now)
-            line_hz = self.machine.hum_hz / 2 * (speed if self.kind.drive.variable else 1.0)
             shaken = max((v for f, v in now.faults.items() if f not in STRUCK), default=0.0)
-            on = speed >= 0.02
-            rows["current"] = current_wave(self.kind.drive, line_hz, speed * self.kind.rpm / 60, now.load, spec.samples, rate_hz,
-                                           now.t_s, shaken, self.rng) if on else 0.004 * self.kind.drive.rated_a * self.rng.standard_normal(spec.samples)
+            drive = self.kind.drive if self._speed(now) >= 0.02 else replace(self.kind.drive, rated_a=0.0)
+            rows["current"] = current_wave(drive, heard, now.load, rate_hz, shaken, self.rng)
         if "tacho" in spec.channels:
             rows["tacho"] = tacho_wave(heard.turns, spec.samples)
         return np.stack([np.asarray(rows[c], np.float32) for c in spec.channels])
@@ -268,6 +301,8 @@ class _Running:
 # %% ../../nbs/data/scenario.ipynb #scena9a5f2
 def _utc(value: Any) -> Any:
     "YAML's dates have no zone; here they are UTC."
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
@@ -303,13 +338,23 @@ class Scenario(Spec):
                     raise ValueError(f"asset {a.name}: no stream has a channel {f.channel!r}{_meant(f.channel, channels)}; there are {', '.join(channels)}")
                 if f.kind == "wrong_rate" and f.channel not in VIBRATION:
                     raise ValueError(f"asset {a.name}: `wrong_rate` is a fault of a fast channel ({', '.join(VIBRATION)}), not of {f.channel}")
+                if f.kind == "wrong_rate" and least_s / f.how_much > self.every * (1 + 1e-9):
+                    raise ValueError(f"asset {a.name}: at {f.how_much:g} of its rate a window takes {least_s / f.how_much:g} s, and the next one "
+                                     f"begins after {self.every:g} s: leave room between windows")
             for what, at in [*(("wear", w.onset) for w in a.wear), *(("events", e.at) for e in a.events),
                              *(("sensor_faults", f.at) for f in a.sensor_faults)]:
-                if at > self.duration:
+                if at >= self.duration:
                     raise ValueError(f"asset {a.name}, {what}: something begins after {at:g} s, the scenario ends after {self.duration:g} s")
         names = self.asset_names
         if len(set(names)) < len(names) or not names:
             raise ValueError("assets: at least one, each with a name of its own")
+        fast = self.vibration
+        if fast and {"h", "v"} & set(fast.channels):
+            for name, kind in self.types.items():
+                if sum(r.hz < 0.38 * fast.rate_hz for r in kind.built.resonances) < 2:
+                    raise ValueError(f"types.{name}: at {fast.rate_hz:g} Hz a sensor hears what rings below {0.38 * fast.rate_hz:g} Hz, and of this path "
+                                     f"that is not two of {', '.join(f'{r.hz:.0f}' for r in kind.built.resonances)} Hz: sample faster, or give "
+                                     "`resonances`")
         for name in names:
             AssetPath.parse(f"{self.path}/{name}")
         return self
@@ -328,6 +373,17 @@ class Scenario(Spec):
         "How many times each asset is looked at."
         return int(self.duration / self.every + 1e-9)
 
+    @property
+    def _apart(self) -> int:
+        "Looks from one slow window to the next: it may last longer than a fast one."
+        return max(1, ceil(self.process.samples / self.process.rate_hz / self.every - 1e-9)) if self.process else 1
+
+    @property
+    def windows(self) -> int:
+        "How many windows there are, of all assets and streams."
+        each = (self.looks if self.vibration else 0) + (ceil(self.looks / self._apart) if self.process else 0)
+        return each * len(self.asset_names)
+
     def machine(self,
         asset: str,  # its name
     ) -> Machine:
@@ -341,10 +397,9 @@ class Scenario(Spec):
         if unknown := set(assets or ()) - set(self.asset_names):
             raise InvalidConfig(f"there is no asset {', '.join(sorted(unknown))}; there are {', '.join(self.asset_names[:12])}")
         running = [_Running(self, a, name) for name, a in self._named() if assets is None or name in assets]
-        apart = max(1, ceil(self.process.samples / self.process.rate_hz / self.every - 1e-9)) if self.process else 1
         for k in range(self.looks):
             for one in running:
-                yield from one.looks(k * self.every, k % apart == 0)
+                yield from one.looks(k * self.every, k % self._apart == 0)
 
     def with_looks(self,
         most: int,  # windows of each asset and stream
@@ -365,7 +420,7 @@ def names() -> list[str]:
 def _words() -> list[str]:
     "All keys that can stand in a scenario."
     kinds: list[type[Spec]] = [Scenario, Asset, MachineType, SensorFault, Fast, Slow, Wear, Event, Thermal, Climate]
-    return sorted({key for kind in kinds for key in kind.model_fields} | {f.name for d in (Bearing, Drive, Sensor) for f in fields(d)})
+    return sorted({key for kind in kinds for key in kind.model_fields} | {f.name for d in (Bearing, Drive, Machine, Resonance, Sensor) for f in fields(d)})
 
 
 def parse(
@@ -424,7 +479,7 @@ def write(
     kinds: dict[Any, Any] = {str: pa.string(), int: pa.int64(), int | None: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     schema = pa.schema([(f.name, kinds[f.type]) for f in fields(WindowTruth)])
     keep = Keep(max_mb_per_day=float("inf"), max_gb=float("inf"))
-    total, done, rows = scenario.looks * len(scenario.asset_names), 0, []
+    total, done, rows = scenario.windows, 0, []
     with pq.ParquetWriter(folder / "truth.parquet", schema) as table, Archive(f"file:{folder / 'windows'}", keep) as archive:
         for look in scenario.stream():
             archive.add(look.path, look.window, look.truth.why)

@@ -49,6 +49,13 @@ class Machine:
     faint: float = 0.0                   # severity of the marks that any bearing has on each of its parts
     load_zone: float = 0.6               # how far the load reaches round: 0.5 half way, > 1 all round (Stribeck's epsilon)
 
+    def __post_init__(self):
+        wrong = [f"{r}: hz > 0 and 0 < damping < 1 are expected" for r in self.resonances if not (r.hz > 0 and 0 < r.damping < 1)]
+        wrong += [f"{name} is {value}, a number >= 0 is expected" for name, value in vars(self).items()
+                  if isinstance(value, int | float) and not 0 <= value < float("inf")]
+        if wrong or not self.resonances or not self.load_zone > 0:
+            raise InvalidConfig(f"no such machine: {wrong[0] if wrong else 'it needs a resonance, and a load zone > 0'}")
+
 # %% ../../nbs/data/synth.ipynb #synt789c37
 def random_machine(seed: int | Sequence[int]) -> Machine:
     "A machine with a bearing, a path and a background drawn at random; the same for the same seed."
@@ -124,6 +131,8 @@ def ring_down(
     after, late_s, height = after[seen], after[seen] / rate_hz - strikes_s[seen], strikes_g[seen]
     y = np.zeros(samples)
     for r in resonances:
+        if r.hz >= rate_hz / 2:  # a converter's filter takes it away
+            continue
         pole = 2 * pi * r.hz * complex(-r.damping, np.sqrt(1 - r.damping**2))
         turn = np.exp(pole / rate_hz)
         kick = r.gain * height * np.exp(pole * late_s)
@@ -181,8 +190,9 @@ def background(
     hz = turns[-1] * rate_hz / (n - 1)
     phase = rng.uniform(0, 2 * pi, 40)
     x = m.noise_g * _noise(m, n, rate_hz, rng) * (1 + m.breathing * np.cos(2 * pi * turns + phase[0]))
-    for i, (order, mm_s) in enumerate(sorted(shaft_velocity(m, fault, severity).items()), 1):
-        x += mm_s / 1000 * np.sqrt(2) * 2 * pi * order * hz / G_M_S2 * np.cos(2 * pi * order * turns + phase[i])
+    for order, mm_s in shaft_velocity(m, fault, severity).items():
+        at = phase[int(order) + (0 if order % 1 == 0 else 20)]  # the same for an order, whatever others there are
+        x += mm_s / 1000 * np.sqrt(2) * 2 * pi * order * hz / G_M_S2 * np.cos(2 * pi * order * turns + at)
     if m.gear_teeth:
         x += m.gear_g * (1 + 0.3 * np.cos(2 * pi * turns + phase[-1])) * np.cos(2 * pi * m.gear_teeth * turns + phase[-2])
     x += m.hum_g * (np.cos(2 * pi * m.hum_hz * t + phase[-3]) + 0.4 * np.cos(4 * pi * m.hum_hz * t + phase[-4]))
