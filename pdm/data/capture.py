@@ -112,8 +112,9 @@ class Striker:
         missed = int((first - self.next_turn) * self.per_turn)
         if missed > 0:  # a gap: step over it, and stay within an interval of its end
             self.next_turn += (missed + self.jitter * sqrt(missed) * rng.standard_normal()) / self.per_turn
-            self.next_turn -= np.floor((self.next_turn - first) * self.per_turn) / self.per_turn
-            self.count += missed
+            back = int(np.floor((self.next_turn - first) * self.per_turn))
+            self.next_turn -= back / self.per_turn
+            self.count += missed - back
         keep = self.turns >= first
         turns, heights = self.turns[keep], self.heights[keep]
         expected = (last - self.next_turn) * self.per_turn
@@ -267,6 +268,10 @@ class Sound:
     ) -> Capture:
         "Listen for `samples` samples. The sensor's transfer function is in it, its converter (`Sensor.convert`) not yet."
         rate_hz, faults = rate_hz or self.rate_hz, dict(faults or {})
+        if samples < 1 or not (rate_hz > 0 and load >= 0 and rough >= 0):
+            raise InvalidConfig(f"a capture has a sample or more, a rate > 0, a load >= 0 and a roughness >= 0, got {samples}, {rate_hz}, {load}, {rough}")
+        if unknown := [f for f in faults if f not in (*STRUCK, *SHAKEN)]:
+            raise InvalidConfig(f"fault {unknown[0]!r} is none of {', '.join((*STRUCK, *SHAKEN))}")
         lasts_s = samples / rate_hz
         f0, f1 = (max(s, 0.0) * self.rpm / 60 for s in speed)
         gap_s = start_s - self._end_s

@@ -56,7 +56,8 @@ def own_resonances(
     smooth = np.convolve(np.pad(level, 2, "edge"), np.ones(5) / 5, "valid")
     above = smooth - median_filter(smooth, max(9, len(hz) // 4) | 1, mode="nearest")
     usable = (hz > 0.02 * rate_hz) & (hz < 0.46 * rate_hz)
-    peaks, found = find_peaks(np.where(usable, above, above.min()), prominence=2.0)
+    above = np.where(usable, above, above.min())
+    peaks, found = find_peaks(above, prominence=2.0)
     if not len(peaks):
         return (Resonance(rate_hz / 6, 0.05),)
     order = np.argsort(-found["prominences"])
@@ -165,11 +166,8 @@ def _struck(x: np.ndarray, rate_hz: float, fault: str, severity: float, bearing:
         height, when_s = _heights(fault, at, orders["cage"], family, extent, rng), at / shaft_hz - fades_s
         return np.stack([ring_down(when_s, height, count, rate_hz, own) for own in rings]), int((when_s >= 0).sum())
 
-    # loudness in the long run: the energy of a strike, from enough of them, times their rate
-    one_s = 2 * fades_s
-    alone = np.stack([ring_down(np.zeros(1), np.ones(1), int(one_s * rate_hz), rate_hz, own) for own in rings])
-    many = strike_turns(orders[fault], max(2000 / orders[fault], 50 / orders["cage"]), jitter, rng)
-    loud = np.sqrt((alone**2).sum(-1) / rate_hz * fault_hz * np.mean(_heights(fault, many, orders["cage"], family, extent, rng) ** 2))
+    long_s = min(max(300 / fault_hz, 30 / (orders["cage"] * shaft_hz)), 4e6 / rate_hz)  # loudness in the long run, from enough of it
+    loud = np.sqrt(np.mean(ring(long_s, int(long_s * rate_hz))[0] ** 2, axis=-1))
     healthy = np.sqrt(np.mean((x - x.mean(-1, keepdims=True)) ** 2, axis=(0, 2)))
     scale = (severity * healthy / loud)[:, None]
     parts = [ring(samples / rate_hz, samples) for _ in range(n)]

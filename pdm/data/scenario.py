@@ -430,10 +430,11 @@ def parse(
     "The scenario that the YAML declares. Raises `InvalidConfig` with the place and the reason of the first things that are wrong."
     try:
         declared = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:  # a date such as 2026-02-30 is a ValueError
         raise InvalidConfig(f"{name} is not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(declared, dict):
-        raise InvalidConfig(f"{name}: a scenario is a map with about, duration, every, types and assets, got {type(declared).__name__}")
+    if not isinstance(declared, dict) or not all(isinstance(k, str) for k in declared):
+        raise InvalidConfig(f"{name}: a scenario is a map with about, duration, every, types and assets, got {type(declared).__name__}"
+                            f"{' with keys ' + ', '.join(map(str, declared)) if isinstance(declared, dict) else ''}")
     try:
         return Scenario(**declared)
     except ValidationError as e:
@@ -458,7 +459,10 @@ def load(
     path = Path(name)
     if not path.is_file():
         raise InvalidConfig(f"there is no scenario {str(name)!r}{_meant(str(name), shipped)}, and no such file; there are {', '.join(shipped)}")
-    return parse(path.read_text("utf-8"), path.name)
+    try:
+        return parse(path.read_text("utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidConfig(f"{path.name} can't be read as text: {e}") from e
 
 # %% ../../nbs/data/scenario.ipynb #scenf0bdba
 def write(
@@ -472,8 +476,8 @@ def write(
 
     from pdm.data.archive import Archive, Keep
     folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise InvalidConfig(f"{folder} is not empty: name a new folder, or empty it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidConfig(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: name a new folder{', or empty it' if folder.is_dir() else ''}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario.model_dump(mode="json"), sort_keys=False), "utf-8")
     kinds: dict[Any, Any] = {str: pa.string(), int: pa.int64(), int | None: pa.int64(), float: pa.float64(), bool: pa.bool_()}
