@@ -128,7 +128,8 @@ def _shaken(shape: tuple[int, ...], rate_hz: float, fault: str, severity: float,
     turn = 2 * pi * rpm / 60 * np.arange(samples) / rate_hz
     added = np.zeros(shape)
     for (order, mm_s), p in zip(orders.items(), phase, strict=True):
-        added += mm_s / 1000 * sqrt(2) * 2 * pi * order * rpm / 60 / G_M_S2 * np.cos(order * (turn + start) + p)
+        if order * rpm / 60 < rate_hz / 2:
+            added += mm_s / 1000 * sqrt(2) * 2 * pi * order * rpm / 60 / G_M_S2 * np.cos(order * (turn + start) + p)
     return added
 
 

@@ -82,16 +82,22 @@ class Shifts(_Duty):
             raise ValueError(f"a shift ends after it begins: from_h {self.from_h:g}, to_h {self.to_h:g}")
         return self
 
+    def _within(self, t_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "Seconds since the shift began and until it ends [n]; negative outside of it."
+        week = (np.asarray(t_s, float) + 3 * 86_400) % 604_800  # 1970 began on a Thursday
+        if self.to_h - self.from_h == 24:  # shifts that touch
+            ends = 604_800.0 * (2 if self.days == 7 else self.days / 7)
+            return week + (604_800.0 if self.days == 7 else 0.0), ends - week
+        second = week % 86_400
+        off = np.where(week // 86_400 < self.days, 0.0, 604_800.0)
+        return second - 3600 * self.from_h - off, 3600 * self.to_h - second - off
+
     def speed(self, t_s: np.ndarray, seed: int = 0) -> np.ndarray:
-        t = np.asarray(t_s, float)
-        day = (np.floor(t / 86_400).astype(int) + 3) % 7  # 1970 began on a Thursday
-        second = t % 86_400
-        ramp = max(self.ramp, 1e-9)
-        up, down = (second - 3600 * self.from_h) / ramp, (3600 * self.to_h - second) / ramp
-        return np.where(day < self.days, np.clip(np.minimum(up, down), 0, 1), 0.0)
+        return np.clip(np.minimum(*self._within(t_s)) / max(self.ramp, 1e-9), 0, 1)
 
     def since_start_s(self, t_s: float) -> float:
-        return t_s % 86_400 - 3600 * self.from_h if self.speed(np.array([t_s]))[0] > 0 else 0.0
+        since, until = self._within(np.array([t_s]))
+        return float(since[0]) if min(since[0], until[0]) > 0 else 0.0
 
 
 class Cycles(_Duty):
