@@ -1,12 +1,10 @@
 "Data rooms: records that are fetched and checked, splits that do not leak, files that people bring, pictures and the report."
 
 import hashlib
-import http.server
 import importlib.util
 import io
 import re
 import tarfile
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -20,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat, wavfile
 from scipy.signal import butter, hilbert, sosfiltfilt
+from web import Web
 
 from pdm import plot
 from pdm.data import fetch, mfpt, split
@@ -64,47 +63,28 @@ def archive(mats) -> bytes:
     return make_zip(mats)
 
 
-class Server:
-    "A web server on 127.0.0.1 with files in memory. `asked` lists the paths that were asked for."
+class Server(Web):
+    "`asked` lists the paths that were asked for."
 
     def __init__(self):
-        self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.pause_s = 0.0
-        outer = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.asked.append(self.path)
-                data = outer.files.get(self.path)
-                if data is None:
-                    return self.send_error(404)
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                try:
-                    for at in range(0, len(data), 2**16):
-                        self.wfile.write(data[at:at + 2**16])
-                        time.sleep(outer.pause_s)
-                except OSError:
-                    pass  # the client has had enough
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
-        self.thread.start()
+    def answer(self, request):
+        self.asked.append(request.path)
+        data = self.files.get(request.path)
+        if data is None:
+            return request.send_error(404)
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(data)))
+        request.end_headers()
+        for at in range(0, len(data), 2**16):
+            request.wfile.write(data[at:at + 2**16])
+            time.sleep(self.pause_s)
 
     def source(self, name: str, data: bytes, sha256: str | None = None, size: int | None = None) -> mfpt.Source:
-        self.files[f"/{name}"] = data
-        return mfpt.Source(name, f"http://127.0.0.1:{self.http.server_port}/{name}", f"{name}.archive", size or len(data),
-                           sha256 or hashlib.sha256(data).hexdigest())
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        return mfpt.Source(name, self.put(name, data), f"{name}.archive", size or len(data), sha256 or hashlib.sha256(data).hexdigest())
 
 
 @pytest.fixture

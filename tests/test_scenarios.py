@@ -254,7 +254,7 @@ def test_a_shaken_shaft_shows_its_severity_in_mm_s_at_its_orders(name, asset):
     for look in found[asset]:
         hz, a = amplitude_spectrum(row(look, "h"), look.window.rate_hz)
         shaft_hz = look.truth.rpm / 60
-        expected = shaft_velocity(machine, look.truth.fault, look.truth.severity)
+        expected = shaft_velocity(machine, {look.truth.fault: look.truth.severity})
         for order in (1.0, 2.0):
             near = np.abs(hz - order * shaft_hz) < 1.5
             mm_s = 1000 * G_M_S2 * sqrt((a[near] ** 2).sum() / 1.5) / sqrt(2) / (2 * pi * order * shaft_hz)  # a line's energy under the Hann window

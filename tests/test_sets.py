@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import http.server
 import io
 import os
 import stat
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
+from web import Web
 
 from pdm.data import cwru, femto, ims
 from pdm.data.fetch import Source, data_dir, goes_on, part_file, retrieve, write_aside
@@ -26,56 +26,37 @@ from pdm.errors import InvalidInput, InvalidWindow, PartMissing
 BLOB = np.random.default_rng(1).bytes(3 * 2**20 + 17)
 
 
-class Host:
-    "A web server on 127.0.0.1. `ranges`: it knows ranges; `cut`: it hangs up after so many bytes of an answer, so many times."
+class Host(Web):
+    "`ranges`: it knows ranges; `cut`: it hangs up after so many bytes of an answer, so many times."
 
     def __init__(self):
-        self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None, int]] = []  # path, Range header, status
         self.ranges, self.cut, self.cuts, self.length = True, 0, 0, True
-        host = self
+        super().__init__()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                data, asked = host.files.get(self.path), self.headers.get("Range")
-                status, start = (404, 0) if data is None else (200, 0)
-                if data is not None and asked and host.ranges:
-                    start = int(asked.removeprefix("bytes=").rstrip("-"))
-                    status = 206 if start < len(data) else 416
-                host.asked.append((self.path, asked, status))
-                if data is None or status == 416:
-                    return self.send_error(status)
-                body = data[start:]
-                self.send_response(status)
-                if status == 206:
-                    self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-                if host.length:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if host.cuts > 0:
-                    host.cuts -= 1
-                    body = body[:host.cut]
-                try:
-                    self.wfile.write(body)
-                except OSError:
-                    pass  # the client has had enough
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
-        self.thread.start()
+    def answer(self, request):
+        data, asked = self.files.get(request.path), request.headers.get("Range")
+        status, start = (404, 0) if data is None else (200, 0)
+        if data is not None and asked and self.ranges:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+            status = 206 if start < len(data) else 416
+        self.asked.append((request.path, asked, status))
+        if data is None or status == 416:
+            return request.send_error(status)
+        body = data[start:]
+        request.send_response(status)
+        if status == 206:
+            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if self.length:
+            request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if self.cuts > 0:
+            self.cuts -= 1
+            body = body[:self.cut]
+        request.wfile.write(body)
 
     def source(self, name: str, data: bytes, sha256: str | None = None, size: int | None = None) -> Source:
-        self.files[f"/{name}"] = data
-        return Source("host", f"http://127.0.0.1:{self.http.server_port}/{name}", name, len(data) if size is None else size,
-                      sha256 or hashlib.sha256(data).hexdigest())
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        return Source("host", self.put(name, data), name, len(data) if size is None else size, sha256 or hashlib.sha256(data).hexdigest())
 
 
 @pytest.fixture

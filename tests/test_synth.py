@@ -323,11 +323,11 @@ def test_a_standing_machine_is_all_but_silent():
 @pytest.mark.parametrize("fault,orders", [("imbalance", {1}), ("misalignment", {1, 2, 3}), ("looseness", {0.5, 1, 1.5, 2, 3, 4, 5})])
 def test_shaft_faults_shake_at_their_orders_by_7_mm_s_times_severity(fault, orders):
     machine = replace(SHAFT_ONLY, shaft_mm_s=(0.5,))
-    grown = {o: v - shaft_velocity(machine).get(o, 0.0) for o, v in shaft_velocity(machine, fault, 0.6).items()}
+    grown = {o: v - shaft_velocity(machine).get(o, 0.0) for o, v in shaft_velocity(machine, {fault: 0.6}).items()}
     assert orders <= {o for o, v in grown.items() if v > 0.3} and max(grown.values()) == pytest.approx(7.1 * 0.6, rel=0.41)
     sound = Sound(machine, 1500, 5120.0, sensor=Sensor(low_hz=0.001, noise_g=0), seed=3)
     c = sound.capture(0.0, 51_200, faults={fault: 0.6})
-    expected = {o: v / 1000 * sqrt(2) * 2 * pi * o * 25 / 9.80665 for o, v in shaft_velocity(machine, fault, 0.6).items()}
+    expected = {o: v / 1000 * sqrt(2) * 2 * pi * o * 25 / 9.80665 for o, v in shaft_velocity(machine, {fault: 0.6}).items()}
     assert {o: abs(_angle(c.samples[0], _turns(c), o)) for o in expected} == pytest.approx(expected, rel=0.02)
 
 
@@ -602,7 +602,7 @@ def test_an_injected_shaft_fault_adds_its_orders_in_mm_s_and_strikes_nothing(fau
     done = inject_fault(HEALTHY, RATE_HZ, fault, 0.5, None, 1500)
     added = done.samples.astype(float) - HEALTHY
     a = np.abs(np.fft.rfft(added)).mean((0, 1)) * 2 / added.shape[-1]
-    expected = {o: v / 1000 * sqrt(2) * 2 * pi * o * 25 / 9.80665 for o, v in shaft_velocity(replace(MUTE, shaft_mm_s=()), fault, 0.5).items() if o == int(o)}
+    expected = {o: v / 1000 * sqrt(2) * 2 * pi * o * 25 / 9.80665 for o, v in shaft_velocity(replace(MUTE, shaft_mm_s=()), {fault: 0.5}).items() if o == int(o)}
     hz = np.fft.rfftfreq(added.shape[-1], 1 / RATE_HZ)
     assert {o: a[np.argmin(np.abs(hz - 25 * o))] for o in expected} == pytest.approx(expected, rel=0.01)
     assert done.fault_hz == 0 and done.resonances == () and a[hz > 400].max() < 0.02 * a.max()

@@ -178,11 +178,6 @@ class Sound:
         if silent := [a.name for a, rings in zip(self.axes, self._path(self.rate_hz)[1], strict=True) if not rings]:
             raise InvalidConfig(f"no resonance of axis {', '.join(silent)} is heard at {rate_hz:g} Hz, and so no strike: sample faster, or give a lower resonance")
 
-    @property
-    def end_s(self) -> float:
-        "When the last capture ended; minus infinity before the first."
-        return self._end_s
-
     def fault_hz(self,
         fault: str,    # one of `STRUCK`
         speed: float,  # share of nominal
@@ -217,12 +212,7 @@ class Sound:
         line_hz, per_shaft = self._line_hz(share), m.hum_hz * 30 / self.rpm if d.variable else 0.0
         line = self._line_turns(start_s)
         found: list[tuple[float, float, float, float, float]] = []  # Hz, change of it with the shaft's Hz, angle in turns, amplitude in g, order
-        velocity = shaft_velocity(m)
-        for fault in SHAKEN:
-            if faults.get(fault):
-                for o, mm_s in shaft_velocity(replace(m, shaft_mm_s=()), fault, faults[fault]).items():
-                    velocity[o] = velocity.get(o, 0.0) + mm_s
-        for o, mm_s in velocity.items():
+        for o, mm_s in shaft_velocity(m, faults).items():
             found.append((o * f0, o, o * self._turns + phase[int(2 * o) % 40], mm_s / 1000 * sqrt(2) * 2 * pi * o * f0 / G_M_S2 * share, o))
         if m.gear_teeth:
             for k, a in ((0, 1.0), (1, 0.15), (-1, 0.15)):

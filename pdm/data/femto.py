@@ -11,8 +11,6 @@ __all__ = ['RATE_HZ', 'SAMPLES', 'EVERY_S', 'BEARING', 'CONDITIONS', 'LICENCE', 
 import csv
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,7 @@ import numpy as np
 
 from .fetch import Progress, Source, cache_dir, data_dir, retrieve, write_aside
 from .run import Run
-from .unpack import members
+from .unpack import DAMAGE, members
 from ..errors import InvalidInput
 from ..signal.kinematics import Bearing
 
@@ -173,7 +171,7 @@ def read_npz(
         snapshots /= np.float32(1000)
         own = LEARNING.get(path.stem, Label(None, None)) if label is None else label
         return _run(path.stem, snapshots, t_s, temperature_c, [n for n in notes if n != own.note], own)
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
+    except (*DAMAGE, LookupError) as e:
         raise InvalidInput(f"{path.name} is not a FEMTO run in compact form (BearingX_Y.npz with acc_hi, acc_lo, over_idx, over_mg, t_s): "
                            f"{type(e).__name__}: {e}", reason="unreadable") from e
 

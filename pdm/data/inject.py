@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 from scipy.signal import find_peaks, peak_widths, welch
 
-from .synth import SHAKEN, STRUCK, Machine, Resonance, load_share, ring_down, shaft_velocity, strike_orders, strike_turns
+from .synth import SHAKEN, STRUCK, Resonance, load_share, ring_down, shaft_fault, strike_orders, strike_turns
 from ..errors import InvalidConfig, InvalidWindow
 from ..signal.indicators import G_M_S2
 from ..signal.kinematics import Bearing
@@ -121,8 +121,7 @@ def inject_fault(
 def _shaken(shape: tuple[int, ...], rate_hz: float, fault: str, severity: float, rpm: float, rng: np.random.Generator) -> np.ndarray:
     "What a shaken shaft adds, g [window, channel, sample]: each window begins at an angle of its own, channels see it a quarter turn apart."
     n, channels, samples = shape
-    nothing = Machine(Bearing(9, 8.0, 40.0), (Resonance(3000, 0.05),), shaft_mm_s=())
-    orders = shaft_velocity(nothing, fault, severity)
+    orders = shaft_fault(fault, severity)
     phase = rng.uniform(0, 2 * pi, len(orders))
     start = rng.uniform(0, 2 * pi, (n, 1, 1)) - pi / 2 * np.arange(channels)[:, None]
     turn = 2 * pi * rpm / 60 * np.arange(samples) / rate_hz

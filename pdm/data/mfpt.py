@@ -10,7 +10,6 @@ __all__ = ['LICENCE', 'CITATION', 'BEARING', 'RPM', 'COMMON_RATE_HZ', 'NEWTON_PE
 import io
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from .fetch import Progress, Source, cache_dir, retrieve, write_aside
-from .unpack import members
+from .unpack import DAMAGE, members
 from .window import Recording
 from ..errors import InvalidInput
 from ..signal.kinematics import Bearing
@@ -144,7 +143,7 @@ def _read_store(path: Path, names: Sequence[str]) -> dict[str, Recording] | None
             if set(z.files) != set(RECORDS):
                 return None
             arrays = {name: z[name] for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except (*DAMAGE, LookupError):  # not there, or damaged: `load` then makes it again from the checked archive
         return None
     shape = {name: (1, round(RECORDS[name].rate_hz * RECORDS[name].seconds)) for name in names}
     if any(a.dtype != np.float32 or a.shape != shape[name] for name, a in arrays.items()):

@@ -176,11 +176,7 @@ class _Running:
         amps = np.where(on, drive.rated_a * np.hypot(0.33, 0.94 * load), 0.0)
         volts = 400 * np.where(on, speed if drive.variable else 1.0, 0.0) + 1.5 * noise[1] * on
         struck = max((v for f, v in now.faults.items() if f in STRUCK), default=0.0)
-        velocity = dict(shaft_velocity(self.machine))
-        for fault, severity in now.faults.items():
-            if fault not in STRUCK:
-                for o, mm_s in shaft_velocity(replace(self.machine, shaft_mm_s=()), fault, severity).items():
-                    velocity[o] = velocity.get(o, 0.0) + mm_s
+        velocity = shaft_velocity(self.machine, now.faults)
         rows = {"bearing_de_c": now.temperature_c + 0.15 * noise[2], "bearing_nde_c": now.ambient_c + 0.8 * rise_c + 0.15 * noise[3],
                 "winding_c": now.ambient_c + 1.4 * rise_c + 0.2 * noise[4], "current_a": amps + 0.003 * drive.rated_a * noise[5], "voltage_v": volts,
                 "power_kw": 1.732e-3 * volts * amps * np.where(on, 0.2 + 0.65 * np.minimum(load, 1.2), 0),
@@ -288,9 +284,10 @@ class Scenario(Spec):
         if unknown := set(assets or ()) - set(self.asset_names):
             raise InvalidConfig(f"there is no asset {', '.join(sorted(unknown))}; there are {', '.join(self.asset_names[:12])}")
         running = [_Running(self, a, name) for name, a in self._named() if assets is None or name in assets]
+        apart = self._apart
         for k in range(self.looks):
             for one in running:
-                yield from one.looks(k * self.every, k % self._apart == 0)
+                yield from one.looks(k * self.every, k % apart == 0)
 
     def with_looks(self,
         most: int,  # windows of each asset and stream

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STRUCK', 'SHAKEN', 'NICE', 'Resonance', 'Machine', 'random_machine', 'strike_orders', 'strike_turns', 'load_share',
-           'ring_down', 'noise_power', 'shaft_velocity', 'background', 'Truth', 'bearing_signal',
+           'ring_down', 'noise_power', 'shaft_fault', 'shaft_velocity', 'background', 'Truth', 'bearing_signal',
            'synthetic_recordings']
 
 # %% ../../nbs/data/synth.ipynb #synt38256f
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import pi
 
@@ -162,17 +162,25 @@ def _noise(m: Machine, samples: int, rate_hz: float, rng: np.random.Generator) -
     return x / x.std()
 
 
+def shaft_fault(
+    fault: str,               # one of `SHAKEN`; any other shakes nothing
+    severity: float,          # 1 takes a machine out of zone C of ISO 20816-3
+) -> dict[float, float]:      # velocity RMS in mm/s by order of the shaft
+    "What a fault of the shaft adds at nominal speed."
+    shares = {"imbalance": {1.0: 1.0}, "misalignment": {1.0: 0.5, 2.0: 1.0, 3.0: 0.4},
+              "looseness": {k / 2: (0.6 if k % 2 == 0 else 0.25) / np.sqrt(max(1, k // 2)) for k in range(1, 13)}}.get(fault, {})
+    return {order: 7.1 * severity * share for order, share in shares.items()}
+
+
 def shaft_velocity(
     m: Machine,
-    fault: str = "none",      # one of `SHAKEN` adds to what a well machine has
-    severity: float = 0.0,    # 1 takes a machine out of zone C of ISO 20816-3
+    faults: Mapping[str, float] | None = None,  # severity by fault
 ) -> dict[float, float]:      # velocity RMS in mm/s by order of the shaft
-    "How the shaft shakes at nominal speed, healthy part and fault."
+    "How the shaft shakes at nominal speed, healthy part and faults."
     v = {float(k): a for k, a in enumerate(m.shaft_mm_s, 1)}
-    added = {"imbalance": {1.0: 1.0}, "misalignment": {1.0: 0.5, 2.0: 1.0, 3.0: 0.4},
-             "looseness": {k / 2: (0.6 if k % 2 == 0 else 0.25) / np.sqrt(max(1, k // 2)) for k in range(1, 13)}}.get(fault, {})
-    for order, share in added.items():
-        v[order] = v.get(order, 0.0) + 7.1 * severity * share
+    for fault, severity in (faults or {}).items():
+        for order, mm_s in shaft_fault(fault, severity).items():
+            v[order] = v.get(order, 0.0) + mm_s
     return v
 
 
@@ -190,7 +198,7 @@ def background(
     hz = turns[-1] * rate_hz / (n - 1)
     phase = rng.uniform(0, 2 * pi, 40)
     x = m.noise_g * _noise(m, n, rate_hz, rng) * (1 + m.breathing * np.cos(2 * pi * turns + phase[0]))
-    for order, mm_s in shaft_velocity(m, fault, severity).items():
+    for order, mm_s in shaft_velocity(m, {fault: severity}).items():
         at = phase[int(order) + (0 if order % 1 == 0 else 20)]  # the same for an order, whatever others there are
         x += mm_s / 1000 * np.sqrt(2) * 2 * pi * order * hz / G_M_S2 * np.cos(2 * pi * order * turns + at)
     if m.gear_teeth:
