@@ -136,10 +136,28 @@ def test_the_evidence_is_measured_and_not_copied_from_theory(slip):
 
 
 def test_a_run_up_is_named_by_its_angle_and_lost_by_its_mean_speed():
-    rpm = np.linspace(1100, 1600, round(3 * RATE_HZ))
+    rpm = np.linspace(800, 2000, round(3 * RATE_HZ))
     x, _ = bearing_signal(RIG, rpm, RATE_HZ, 3.0, "outer_race", severity=1.3, seed=43)
     assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=rpm).fault == "outer_race"
     assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=float(rpm.mean())).fault == "none"
+
+
+def test_a_speed_that_nobody_told_is_estimated_with_its_uncertainty_or_left_open():
+    calm = Machine(NICE, RIG.resonances, noise_g=0.1, strike_g=0.5)
+    x, _ = bearing_signal(calm, 1487, RATE_HZ, 3.0, "outer_race", severity=1.3, seed=50)
+    d = pdm.diagnose(x, RATE_HZ, bearing=NICE)
+    assert d.fault == "outer_race" and 0 < d.rpm_uncertainty < 15 and abs(d.rpm - 1487) <= d.rpm_uncertainty
+    still = Machine(NICE, RIG.resonances, noise_g=0.1, strike_g=0.5, shaft_mm_s=(0.0,), breathing=0.0)
+    lost = pdm.diagnose(bearing_signal(still, 1487, RATE_HZ, 3.0, "outer_race", severity=1.3, seed=50)[0], RATE_HZ, bearing=NICE)
+    assert (lost.fault, lost.rpm, lost.rpm_uncertainty) == ("unknown", None, None) and "speed not known" in lost.reason
+    assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=1487).rpm_uncertainty == 0
+
+
+def test_a_shaking_shaft_is_named_before_the_faint_marks_that_any_bearing_has():
+    marked = Machine(NICE, RIG.resonances, noise_g=0.2, strike_g=2.0, faint=0.02)
+    for fault in SHAKEN:
+        x, _ = bearing_signal(marked, 1500, RATE_HZ, 3.0, fault, severity=1.3, seed=51)
+        assert pdm.diagnose(x, RATE_HZ, bearing=NICE, rpm=1500).fault == fault
 
 
 def test_snapshots_with_gaps_are_averaged():

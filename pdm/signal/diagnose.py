@@ -6,7 +6,7 @@
 __all__ = ['FAMILIES', 'SHAFT_LIMIT_MM_S', 'Evidence', 'Diagnosis', 'diagnose']
 
 # %% ../../nbs/signal/diagnose.ipynb #diag4916b0
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..errors import InvalidWindow
 from .indicators import G_M_S2
 from .kinematics import Bearing, FaultFrequencies, fault_frequencies
 from .lines import (HARMONICS, LINE, LineSpectra, Match, by_angle, line_spectra, match_family, measured, places,
-                              shaft_line, sideband_places, surprise_at, without)
+                              shaft_line, shaft_speed, sideband_places, surprise_at, without)
 from .spectrum import _hann, checked, shaft_turns
 
 # %% ../../nbs/signal/diagnose.ipynb #diag25e5c1
@@ -49,6 +49,8 @@ class Diagnosis:
     evidence: tuple[Evidence, ...]  # the heaviest family first
     duration_s: float               # signal judged, all snapshots together
     resolution_hz: float            # lines closer than this can't be told apart
+    rpm: float | None               # mean speed of the shaft, told or estimated; None where neither is to be had
+    rpm_uncertainty: float | None   # how far an estimated speed may be off; 0 where it was told
 
     def to_dict(self) -> dict[str, Any]:
         "The same as plain values, for JSON."
@@ -79,7 +81,7 @@ def _order_velocity(x: np.ndarray, rate_hz: float, shaft_hz: float,
         if order * shaft_hz < 5 or not len(around):
             continue
         over_db[i] = 20 * np.log10(around.max() / np.median(a[max(1, middle - 8 * reach) : middle + 8 * reach + 1]))
-        if over_db[i] > 10:
+        if over_db[i] > (9 if order in (1, 2) else 10):  # any shaft has the first two, the others may be chance
             mm_s[i] = around.max() / (2 * np.pi * order * shaft_hz)
     return mm_s, over_db
 
@@ -87,20 +89,20 @@ def _order_velocity(x: np.ndarray, rate_hz: float, shaft_hz: float,
 def _shaft_fault(x: np.ndarray, rate_hz: float, shaft_hz: float, turns: np.ndarray | None) -> tuple[str, Evidence] | None:
     "A fault of the shaft, from its orders, or None."
     found = _order_velocity(x, rate_hz, shaft_hz, turns)
-    if found is None or np.linalg.norm(found[0]) < SHAFT_LIMIT_MM_S:
+    if found is None or np.linalg.norm(found[0]) < SHAFT_LIMIT_MM_S or not found[0][[1, 3]].any():
         return None
     mm_s, over_db = found
     orders, share = np.arange(1, 17) / 2, mm_s**2 / (mm_s**2).sum()
     rattle = share[::2].sum() + share[7::2].sum()  # half orders, and whole ones from the fourth up
-    fault = "looseness" if rattle > 0.15 else "misalignment" if mm_s[3] > 0.6 * mm_s[1] else "imbalance"
+    fault = "looseness" if rattle > 0.15 and (mm_s > 0).sum() >= 3 else "misalignment" if mm_s[3] > 0.6 * mm_s[1] else "imbalance"
     top = int(np.argmax(mm_s))
     seen = tuple(orders[mm_s > 0.1 * mm_s.max()].tolist())
     return fault, Evidence("shaft", round(shaft_hz, 2), round(shaft_hz, 2), 1.0, seen, 0, round(float(mm_s[top]), 2), "mm/s",
                            round(float(over_db[top]), 1), 0.0, (0.0, round(12 * shaft_hz, 1)))
 
 # %% ../../nbs/signal/diagnose.ipynb #diag866907
-_CAGE_TURNS = 10  # turns of the cage that a judgement needs, over all snapshots
-_PIECE_S = 3.0    # longer recordings are judged in pieces of about this length, or of 30 turns of the cage
+_CAGE_TURNS = 8   # turns of the cage that a judgement needs, over all snapshots
+_PIECE_S = 3.0    # longer recordings are judged in pieces of about this length, or of three times as many turns
 
 
 def _too_little(f: FaultFrequencies | None, samples: int, snapshots: int, rate_hz: float) -> str | None:
@@ -140,6 +142,9 @@ def _snapshots(signal: np.ndarray, rate_hz: float, rpm: Any, piece_s: float) -> 
 _SLIP = 0.022     # how far a family may lie from theory, either way
 _FOUND = 4.0      # score from which a family is there
 _FAINT_DB = 8.0   # lines that are fainter than this in 3 s may be real, but any bearing has them
+_SPREAD_DB = 3.0  # less is asked of a ball, whose strikes are spread over sidebands
+_SHAKEN_DB = 6.0  # more is asked where the shaft shakes enough for a fault of its own
+_PARTS = (1, 4)   # families are looked for in spectra of whole pieces and in the mean over parts of them
 _PERIODIC = 5.0   # score from which a rhythm that belongs to no family is reported
 
 
@@ -168,10 +173,12 @@ def diagnose(
     signal: np.ndarray,              # acceleration in g: [sample], or [n, sample] for snapshots with gaps between them
     rate_hz: float,                  # samples a second
     bearing: Bearing | None = None,  # its geometry; without it a rhythm can be found but not named
-    rpm: float | np.ndarray | None = None,  # shaft speed: one number, one per sample (order tracking), or one per snapshot
+    rpm: float | np.ndarray | None = None,  # shaft speed: one number, one per sample (order tracking), or one per snapshot; else estimated
 ) -> Diagnosis:
     "Name the fault in a signal, with its evidence, from geometry and speed alone. Raises `InvalidWindow` for what is no signal."
-    rough = None if rpm is None else float(np.mean(rpm))
+    heard = shaft_speed(_snapshots(signal, rate_hz, None, _PIECE_S)[0], rate_hz) if rpm is None else None
+    rough = 60 * heard[0] if heard else None if rpm is None else float(np.mean(rpm))
+    off_rpm = 60 * heard[1] if heard else None if rpm is None else 0.0
     f = fault_frequencies(bearing, rough) if bearing is not None and rough is not None else None
     x, speed = _snapshots(signal, rate_hz, rpm, _PIECE_S if f is None else max(_PIECE_S, 3 * _CAGE_TURNS / f.ftf_hz))
     turns = None if speed is None else np.stack([shaft_turns(row, x.shape[1], rate_hz) for row in speed])
@@ -180,47 +187,62 @@ def diagnose(
 
     def say(fault: str, reason: str, score: float = 0.0, scores: dict[str, float] | None = None,
             *evidence: Evidence) -> Diagnosis:
+        if heard:
+            reason += f" (speed not told, estimated {rough:.0f} ± {off_rpm:.0f} rpm)"
         return Diagnosis(fault, reason, round(score, 2), {k: round(v, 2) for k, v in (scores or {}).items()}, evidence,
-                         round(seconds * len(x), 4), round(1 / seconds, 3))
+                         round(seconds * len(x), 4), round(1 / seconds, 3), None if rough is None else round(rough, 1),
+                         None if off_rpm is None else round(off_rpm, 1))
 
     if why := _too_little(f, x.shape[1], len(x), rate_hz):
         return say("undetermined", why)
     if not (x.std(-1) > 1e-12 * np.abs(x).max()).all():
         return say("undetermined", "the signal does not move: check the sensor")
     top_hz = HARMONICS * max(f.bpfi_hz, 2 * f.bsf_hz) * (1 + _SLIP) + 2 * f.shaft_hz if f else min(2000.0, rate_hz / 8)
-    s = line_spectra(x, rate_hz, top_hz, turns, shaft_hz or 0.0)
+    spectra = [line_spectra(x, rate_hz, top_hz, turns, shaft_hz or 0.0, parts) for parts in _PARTS]
+    s = spectra[0]
     turning_hz = shaft_line(s, shaft_hz) if shaft_hz else None
-    surprise = without(s, turning_hz)
+    quiet = [without(part, turning_hz) for part in spectra]
     theory = {"outer_race": f.bpfo_hz, "inner_race": f.bpfi_hz, "ball": 2 * f.bsf_hz, "cage": f.ftf_hz} if f else {}
     side_hz = {"inner_race": turning_hz or shaft_hz or 0.0, "ball": f.ftf_hz if f else 0.0}
-    found = {k: match_family(s, surprise, places((1 - _SLIP) * hz, (1 + _SLIP) * hz, s.seconds), side_hz.get(k, 0.0))
-             for k, hz in theory.items() if hz * s.seconds >= 8}
+    found: dict[str, Match] = {}
+    where: dict[str, int] = {}  # in which of the spectra
+    for i, part in enumerate(spectra):
+        for k, hz in theory.items():
+            if hz * part.seconds < 8:
+                continue
+            m = match_family(part, quiet[i], places((1 - _SLIP) * hz, (1 + _SLIP) * hz, part.seconds), side_hz.get(k, 0.0))
+            if k not in found or m.score > found[k].score:
+                found[k], where[k] = replace(m, strength_db=found[k].strength_db if k in found else m.strength_db), i
     scores = {k: m.score for k, m in found.items()}
     best = max(scores.values(), default=0.0)
     there = sorted((k for k in found if scores[k] >= _FOUND), key=lambda k: -found[k].weight)
     loud_db = _FAINT_DB + 10 * np.log10(s.seconds / 3)  # a line gains on the floor with the time that we listen
-    if named := [k for k in there if found[k].strength_db >= loud_db]:
+    shaken = _shaft_fault(x, rate_hz, shaft_hz, turns) if shaft_hz else None
+    loud_db += _SHAKEN_DB if shaken else 0.0
+    asked_db = {k: loud_db - (_SPREAD_DB if k == "ball" else 0.0) for k in there}
+    if named := [k for k in there if found[k].strength_db >= asked_db[k]]:
         first = named[0]
-        evidence = [_evidence(s, surprise, found[k], FAMILIES[k], theory[k], shaft_hz, side_hz.get(k, 0.0)) for k in named]
+        evidence = [_evidence(spectra[where[k]], quiet[where[k]], found[k], FAMILIES[k], theory[k], shaft_hz, side_hz.get(k, 0.0))
+                    for k in named]
         if twins := [k for k in named[1:] if abs(theory[k] - theory[first]) < 2 / s.seconds]:
             apart_hz = abs(theory[twins[0]] - theory[first])
             return say("undetermined", f"{_in_words(evidence[0])}; {FAMILIES[first]} and {FAMILIES[twins[0]]} lie "
                        f"{apart_hz:.2g} Hz apart, {seconds:.2g} s of signal at a time tell lines {2 / s.seconds:.2g} Hz apart",
                        scores[first], scores, *evidence)
         return say(first, _in_words(evidence[0]), scores[first], scores, *evidence)
-    if shaft_hz and (shaken := _shaft_fault(x, rate_hz, shaft_hz, turns)):
+    if shaken:
         fault, e = shaken
         return say(fault, f"order{'s' * (len(e.harmonics) > 1)} {', '.join(f'{h:g}' for h in e.harmonics)} of the shaft, up to "
                    f"{e.amplitude:.1f} mm/s: {fault} suspected (from one axis)", best, scores, e)
-    rhythm = match_family(s, surprise, places(max(3.0, 8 / s.seconds), min(500.0, top_hz / 4), s.seconds, 4), lines=4)
-    if rhythm.score >= _PERIODIC and not there:
-        e = _evidence(s, surprise, rhythm, "periodic", None, shaft_hz)
-        missing = " and ".join(n for n, v in (("bearing", bearing), ("speed", rpm)) if v is None)
+    rhythm = match_family(s, quiet[0], places(max(3.0, 8 / s.seconds), min(500.0, top_hz / 4), s.seconds, 4), lines=4)
+    if rhythm.score >= _PERIODIC and (not there or rhythm.strength_db >= loud_db and rhythm.weight > found[there[0]].weight):
+        e = _evidence(s, quiet[0], rhythm, "periodic", None, shaft_hz)
+        missing = " and ".join(n for n, v in (("bearing", bearing), ("speed", rough)) if v is None)
         why = f"{missing} not known" if missing else "no family of this bearing explains it"
         return say("unknown", f"{_in_words(e)}; {why}", rhythm.score, scores, e)
     if there:
         faint_db = found[there[0]].strength_db
         return say("none", f"lines of {FAMILIES[there[0]]} are there, but {faint_db:.0f} dB above the floor on average is "
-                   f"too faint for damage: {loud_db:.0f} dB would be needed", best, scores)
+                   f"too faint for damage: {asked_db[there[0]]:.0f} dB would be needed", best, scores)
     return say("none", f"nothing stands out: the best family scores {best:.1f}, {_FOUND:g} would be needed" if f
-               else "nothing periodic stands out", best, scores)
+               else "nothing periodic stands out" + ("" if rough else ", nor does the shaft, whose speed was not told: its own faults can't be judged"), best, scores)

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Limits', 'Span', 'SensorStatus', 'check_sensor']
 
-# %% ../../nbs/signal/sensor.ipynb #sens0e87d6
+# %% ../../nbs/signal/sensor.ipynb #sensc23900
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidConfig, InvalidWindow
+from .indicators import G_M_S2
+from .sensor_past import WAVE_HZ, SensorPast, is_fainter, runs_of, seems_moved, spectra, stands_apart
 
 # %% ../../nbs/signal/sensor.ipynb #sens870e81
 @dataclass(frozen=True)
@@ -22,18 +24,22 @@ class Limits:
     stuck_s: float | None = None       # the same value for longer than this is no measurement
     step: float | None = None          # a jump that noise may make from one sample to the next
     slope_per_s: float = 0.0           # and what the quantity may really move in a second, on top
+    alone: float | None = None         # how far noise may lift one reading out of its neighbours: nothing real goes there and back
     clips: bool = False                # an analogue signal whose peaks a converter may cut off
     zero_is_dropout: bool = False      # exact zeros in a row are a lost signal
+    offset: float | None = None        # an alternating signal's middle lies nearer to zero than this
+    velocity_m_s: float | None = None  # an acceleration in g: what it adds up to within a tenth of a second is less
+    coil: bool = False                 # a current through a coil: it can't jump, and has no mean
 
 
 LIMITS = {
-    "temperature": Limits(-60, 300, stuck_s=3600, step=6, slope_per_s=1),          # C
-    "vibration": Limits(-500, 500, stuck_s=0.01, clips=True, zero_is_dropout=True),  # g
-    "current": Limits(-5000, 5000, stuck_s=0.05, clips=True),                      # A; a motor that is off draws exactly 0
-    "speed": Limits(-60_000, 60_000, step=300, slope_per_s=10_000),                # rpm; a controlled shaft may keep its speed
+    "temperature": Limits(-60, 300, stuck_s=3600, step=6, slope_per_s=1, alone=2),           # C
+    "vibration": Limits(-500, 500, stuck_s=0.01, clips=True, zero_is_dropout=True, offset=1.5, velocity_m_s=0.5),  # g; gravity may be in it
+    "current": Limits(-5000, 5000, stuck_s=0.05, clips=True, coil=True),                     # A; a motor that is off draws exactly 0
+    "speed": Limits(-60_000, 60_000, step=300, slope_per_s=10_000),                          # rpm; a controlled shaft may keep its speed
 }
 
-# %% ../../nbs/signal/sensor.ipynb #sens84db2d
+# %% ../../nbs/signal/sensor.ipynb #sens46c1fc
 @dataclass(frozen=True)
 class Span:
     "A stretch of a recording in which something is wrong with its sensor."
@@ -45,30 +51,24 @@ class Span:
 @dataclass(frozen=True)
 class SensorStatus:
     "What `check_sensor` found."
-    ok: bool
-    fault: str                # the gravest, `none` when all is well
+    ok: bool                  # nothing shows that the sensor is broken
+    fault: str                # the gravest, `none` when all is well, `undetermined` where machine and sensor can't be told apart
     spans: tuple[Span, ...]   # in time order
 
     def to_dict(self) -> dict[str, Any]:
         "The same as plain values, for JSON."
         return {"ok": self.ok, "fault": self.fault, "spans": [vars(s).copy() for s in self.spans]}
 
-
-_GRAVEST = ("not_finite", "out_of_range", "steps", "dropout", "stuck", "clipping")
+# %% ../../nbs/signal/sensor.ipynb #sens558db6
 _MIN_RUN = 16     # samples: a shorter run of one value may be chance
 _LIVELY_RUN = 32  # samples: long enough where the last digit never rests
-
-
-def _runs(mask: np.ndarray) -> np.ndarray:
-    "First and last+1 index of each run of True, [n, 2]."
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-    return edges.reshape(-1, 2)
+_NONE = np.empty((0, 2), int)
 
 
 def _lively(x: np.ndarray) -> bool:
     "Whether noise moves the last digit all the time, outside of long runs of one value."
     steps = np.diff(x)
-    runs = _runs(steps == 0)
+    runs = runs_of(steps == 0)
     length = runs[:, 1] - runs[:, 0]
     outside = len(x) - int(length[length >= _LIVELY_RUN].sum())
     turns = int((steps[1:] * steps[:-1] < 0).sum())  # up, then down: noise, not a rise
@@ -77,24 +77,134 @@ def _lively(x: np.ndarray) -> bool:
 
 def _constant(x: np.ndarray, least: int) -> np.ndarray:
     "Runs of at least `least` samples of one value, [n, 2]."
-    runs = _runs(np.diff(x) == 0)
+    runs = runs_of(np.diff(x) == 0)
     runs[:, 1] += 1
     return runs[runs[:, 1] - runs[:, 0] >= least]
 
 
+def _resting(x: np.ndarray) -> float:
+    "The smallest step that is no rest: at most the converter's resolution, infinite where nothing moves."
+    steps = np.abs(np.diff(x))
+    return float(steps[steps > 0].min(initial=np.inf))
+
+
 def _clipped(x: np.ndarray) -> np.ndarray:
     "Flat tops: runs at the extreme value that the signal enters faster than by its own resolution."
-    steps = np.abs(np.diff(x))
-    if not steps.any():
-        return np.empty((0, 2), int)
-    resolution = steps[steps > 0].min()
-    found = []
+    steps, resolution = np.abs(np.diff(x)), _resting(x)
+    found = [_NONE]
     for extreme in (x.max(), x.min()):
-        runs = _runs(x == extreme)
+        runs = runs_of(x == extreme)
         runs = runs[(runs[:, 1] - runs[:, 0] >= 2) & (runs[:, 0] > 0)]
         found.append(runs[steps[runs[:, 0] - 1] > 3 * resolution])
     runs = np.concatenate(found)
-    return runs if len(runs) >= 3 else runs[:0]
+    return runs if len(runs) >= 3 else _NONE
+
+# %% ../../nbs/signal/sensor.ipynb #sens02ac64
+_ALONE, _BESIDE = 7.0, 8  # times as high as the samples beside it, so many on either side
+
+
+def _lonely(x: np.ndarray) -> np.ndarray:
+    "Single samples of a wave that stand out from all beside them, [n, 2]."
+    if len(x) <= 4 * _BESIDE:
+        return _NONE
+    away = np.abs(x - np.median(x))
+    tall = np.sort(np.argsort(away)[-64:])
+    tall = tall[(tall >= _BESIDE) & (tall < len(x) - _BESIDE)]  # at the end a strike may just begin
+    least = 3 * _resting(x)
+    sharp = tall[away[tall] > _ALONE * (away[tall[:, None] + [-2, -1, 1, 2]].max(1, initial=0) + least)]
+    others = away.copy()
+    others[sharp] = 0.0  # two of them may come close upon another
+    alone = sharp[away[sharp] > _ALONE * (others[sharp[:, None] + np.r_[-_BESIDE:0, 1:_BESIDE + 1]].max(1, initial=0) + least)]
+    return np.stack([alone, alone + 1], 1)
+
+
+def _there_and_back(x: np.ndarray, least: float) -> np.ndarray:
+    "Single readings that leave their neighbours by more than `least`, and come back, [n, 2]."
+    up, down = np.diff(x)[:-1], -np.diff(x)[1:]
+    height = np.where(up * down > 0, np.minimum(np.abs(up), np.abs(down)), 0.0)
+    at = 1 + np.flatnonzero((height > least) & (np.abs(up - down) < 0.5 * height))
+    return np.stack([at, at + 1], 1)
+
+
+def _runaway(x: np.ndarray, rate_hz: float, fastest_m_s: float) -> np.ndarray:
+    "Stretches, each a tenth of a second at most, over which acceleration adds up to more than noise and a housing's speed, [n, 2]."
+    piece = max(2, min(len(x), round(0.1 * rate_hz)))
+    rows = x[:len(x) // piece * piece].reshape(-1, piece)
+    v = np.cumsum(rows - rows.mean(1, keepdims=True), 1) * G_M_S2 / rate_hz
+    noise = 4 * np.std(np.diff(x)) / 2**0.5 * piece**0.5 * G_M_S2 / rate_hz
+    ends = np.sort(np.stack([v.argmin(1), v.argmax(1)], 1)) + [0, 1] + piece * np.arange(len(rows))[:, None]
+    return ends[np.ptp(v, axis=1) > fastest_m_s + noise]
+
+
+def _coil_jumps(x: np.ndarray) -> np.ndarray:
+    "Where a current leaves the slope of its neighbours at once, [n, 2]."
+    slope = np.diff(x)
+    odd = np.abs(slope[1:-1] - (slope[:-2] + slope[2:]) / 2)
+    around = np.pad(odd, 1)
+    usual = max(float(np.median(odd)) / 0.6745, 1e-6 * float(np.abs(x).max()))
+    at = 1 + np.flatnonzero((odd > 9 * usual) & (odd >= np.maximum(around[:-2], around[2:])))
+    return np.stack([at, at + 2], 1)
+
+
+def _tone(x: np.ndarray, rate_hz: float) -> tuple[float, float, float, float]:
+    "Frequency and amplitude of the strongest tone, the mean beside it, and the RMS of the rest. Zeros where no tone rules."
+    n, w = len(x), np.hanning(len(x) + 1)[:-1]
+    s = np.log(np.abs(np.fft.rfft((x - x.mean()) * w)) + 1e-30)
+    k = int(s[3:-1].argmax()) + 3
+    a, b, c = s[k - 1:k + 2]
+    hz = (k + (0.5 * (a - c) / (a - 2 * b + c) if a - 2 * b + c else 0.0)) * rate_hz / n
+    angle = 2 * np.pi * hz / rate_hz * np.arange(n)
+    terms = np.stack([np.ones(n), np.cos(angle), np.sin(angle)], 1)
+    q = np.linalg.lstsq(terms * w[:, None], x * w, rcond=None)[0]
+    rest, amplitude = float(np.std(x - terms @ q)), float(np.hypot(q[1], q[2]))
+    return (float(hz), amplitude, float(q[0]), rest) if amplitude > 4 * rest else (0.0, 0.0, 0.0, 0.0)
+
+# %% ../../nbs/signal/sensor.ipynb #sensfcf543
+_GRAVEST = ("not_finite", "out_of_range", "wrong_rate", "steps", "dropout", "stuck", "spike", "clipping", "drift", "gain_loss")
+
+
+def _in_readings(x: np.ndarray, good: np.ndarray, rate_hz: float, limit: Limits, past: SensorPast | None) -> list[tuple[str, np.ndarray]]:
+    "Jumps in slow readings, samples that are no measurement (`good` False) left out; those found are taken out of `good`."
+    found: list[tuple[str, np.ndarray]] = []
+    if limit.step is None:
+        return found
+    jump = np.abs(np.diff(x, prepend=x[0], append=x[-1]))
+    zeros = runs_of(good & (x == 0))
+    sudden = np.maximum(jump[zeros[:, 0]], jump[zeros[:, 1]]) > limit.step + limit.slope_per_s / rate_hz
+    found.append(("dropout", zeros[sudden]))
+    least = limit.step
+    if limit.alone is not None:
+        steps = np.diff(x[good])
+        noise = 6 * float(np.median(np.abs(steps))) / 0.6745 / 2**0.5 if len(steps) else 0.0
+        coarse = 2.5 * _resting(x[good]) if len(np.unique(steps)) > 4 else 0.0
+        seen = 1.6 * past.jump if past else limit.alone + max(noise, coarse)
+        found.append(("spike", _there_and_back(np.where(good, x, np.nan), seen + 0.1 / rate_hz)))
+        least = min(least, seen) if past else least
+    for _, runs in found:
+        for a, b in runs:
+            good[a:b] = False
+    where = np.flatnonzero(good)
+    at = np.flatnonzero(np.abs(np.diff(x[where])) > least + limit.slope_per_s * np.diff(where) / rate_hz)
+    found.append(("steps", np.stack([where[at], where[at + 1] + 1], 1)))
+    return found
+
+
+def _in_wave(x: np.ndarray, rate_hz: float, limit: Limits, known_hz: float | None) -> list[tuple[str, np.ndarray]]:
+    "What only shows in a wave that is whole so far."
+    whole = np.array([[0, len(x)]])
+    if limit.velocity_m_s is not None and len(runs := _runaway(x, rate_hz, limit.velocity_m_s)):
+        return [("steps", runs)]
+    if limit.offset is not None and abs(np.median(x)) > limit.offset + 8 * x.std() / len(x) ** 0.5:  # a short median is uncertain
+        return [("drift", whole)]
+    if limit.coil and len(runs := _coil_jumps(x)):
+        return [("steps", runs)]
+    if limit.coil or known_hz:
+        hz, amplitude, mean, rest = _tone(x, rate_hz)
+        if limit.coil and abs(mean) > 0.06 * amplitude + 4 * rest / len(x) ** 0.5 and amplitude:
+            return [("drift", whole)]
+        if known_hz and 0.02 < abs(hz / known_hz - 1) and 0.45 < hz / known_hz < 2.2:
+            return [("wrong_rate", whole)]
+    return []
 
 
 def check_sensor(
@@ -102,8 +212,14 @@ def check_sensor(
     rate_hz: float,                 # samples a second
     quantity: str = "temperature",  # a key of `LIMITS`: temperature (C), vibration (g), current (A), speed (rpm)
     limits: Limits | None = None,   # instead of `LIMITS[quantity]`, where a data sheet says more
+    *,
+    past: SensorPast | None = None,      # the same sensor's healthy past, from `learn_sensor`
+    beside: np.ndarray | None = None,    # [k, sample], the readings that `past` was learned with
+    causes: np.ndarray | None = None,    # [c], the causes that `past` was learned with
+    t_s: np.ndarray | None = None,       # [sample], or of the first and the last sample only: when they were taken, by another clock
+    known_hz: float | None = None,       # the strongest tone's frequency, known from elsewhere: of a current from the mains 50 or 60
 ) -> SensorStatus:
-    "Whether `values` can come from a sound sensor, and if not, what is wrong and when. Needs no training."
+    "Whether `values` can come from a sound sensor, and if not, what is wrong and when. Without `past` it needs no training."
     x = np.asarray(values, float)
     if x.ndim != 1 or not len(x):
         raise InvalidWindow(f"one sensor's values are [sample], got shape {x.shape}", reason="wrong_shape")
@@ -111,32 +227,60 @@ def check_sensor(
         raise InvalidWindow(f"a sampling rate is > 0, got {rate_hz}", reason="wrong_rate")
     if limits is None and quantity not in LIMITS:
         raise InvalidConfig(f"quantity {quantity!r} is none of {', '.join(LIMITS)}: name one of them, or give its `limits`")
-    limit = limits or LIMITS[quantity]
-    found: list[tuple[str, np.ndarray]] = []
-    finite = np.isfinite(x)
-    found.append(("not_finite", _runs(~finite)))
-    where = np.flatnonzero(finite)
-    y = x[where]  # the rest is judged on what is a number
-    if len(y):
-        found.append(("out_of_range", _runs(finite & ((x < limit.low) | (x > limit.high)))))
-    if len(y) > 1:
-        if limit.step is not None:
-            apart_s = np.diff(where) / rate_hz
-            jumps = np.flatnonzero(np.abs(np.diff(y)) > limit.step + limit.slope_per_s * apart_s)
-            found.append(("steps", np.stack([where[jumps], where[jumps + 1] + 1], 1)))
-        alive = bool((y != y[0]).any())
-        if limit.zero_is_dropout and alive:
-            lost = _runs(x == 0)
-            found.append(("dropout", lost[lost[:, 1] - lost[:, 0] >= _MIN_RUN]))
-        if limit.stuck_s is not None:
-            least = max(_MIN_RUN, int(np.ceil(limit.stuck_s * rate_hz)))
-            still = _constant(x, least if limit.clips or least < _LIVELY_RUN or not _lively(x) else _LIVELY_RUN)
-            zero_allowed = limit.zero_is_dropout and alive or quantity == "current"  # zeros: already said, or a motor that is off
-            found.append(("stuck", still[(x[still[:, 0]] != 0) | (not zero_allowed)]))
-        if limit.clips:
-            runs = _clipped(y)
-            found.append(("clipping", np.stack([where[runs[:, 0]], where[runs[:, 1] - 1] + 1], 1) if len(runs) else runs))
+    if past and (past.quantity != quantity or abs(past.rate_hz / rate_hz - 1) > 1e-6):
+        raise InvalidConfig(f"the past is of a {past.quantity} at {past.rate_hz:g} Hz, the values are a {quantity} at {rate_hz:g} Hz: learn them apart")
+    limit, wave, whole = limits or LIMITS[quantity], rate_hz >= WAVE_HZ, np.array([[0, len(x)]])
+    good = np.isfinite(x)
+    found = [("not_finite", runs_of(~good)), ("out_of_range", runs_of(good & ((x < limit.low) | (x > limit.high))))]
+    good &= (x >= limit.low) & (x <= limit.high)
+    if t_s is not None and abs((len(x) - 1) / (float(t_s[-1]) - float(t_s[0])) / rate_hz - 1) > 0.01:
+        found.append(("wrong_rate", whole))
+    alive = bool(good.any() and np.ptp(x[good]) > 0)
+    if alive and not (wave and (limit.clips or limit.coil)):
+        found += _in_readings(x, good, rate_hz, limit, past)
+    elif alive:
+        zeros = runs_of(good & (x == 0))
+        zeros = zeros[zeros[:, 1] - zeros[:, 0] >= _MIN_RUN]
+        if not limit.zero_is_dropout:  # a motor may be off: its current then ends at zero, and does not fall from a height
+            jump = np.abs(np.diff(x, prepend=x[0], append=x[-1]))
+            zeros = zeros[np.maximum(jump[zeros[:, 0]], jump[zeros[:, 1]]) > 5 * np.nanquantile(jump, 0.99)]
+        for a, b in zeros:
+            good[a:b] = False
+        where = np.flatnonzero(good)
+        spikes = where[_lonely(x[where])[:, 0]] if len(where) else np.empty(0, int)
+        good[spikes] = False
+        found += [("dropout", zeros), ("spike", np.stack([spikes, spikes + 1], 1))]
+    if limit.stuck_s is not None:
+        least = max(_MIN_RUN, int(np.ceil((limit.stuck_s if wave else max(3600.0, limit.stuck_s)) * rate_hz)))
+        if past and not wave:
+            least = min(least, max(8, 2 * past.longest))
+        y = np.where(np.isfinite(x), x, 1e9 + np.arange(len(x)))
+        still = _constant(y, least if wave or least < _LIVELY_RUN or not _lively(y) else _LIVELY_RUN)
+        zero_allowed = limit.zero_is_dropout and alive or limit.coil  # zeros: already said, or a motor that is off
+        found.append(("stuck", still[(x[still[:, 0]] != 0) | (not zero_allowed)]))
+    if limit.clips and wave and alive and good.any():
+        where = np.flatnonzero(good)
+        flat = _clipped(x[where])
+        found.append(("clipping", np.stack([where[flat[:, 0]], where[flat[:, 1] - 1] + 1], 1)))
+    broken = {fault for fault, runs in found if len(runs)}
+    if wave and limit.clips and alive and len(x) >= 64 and not broken - {"spike"}:
+        rest = _in_wave(np.interp(np.arange(len(x)), np.flatnonzero(good), x[good]), rate_hz, limit, known_hz)
+        found += rest
+        broken |= {fault for fault, _ in rest}
+    unsure = False
+    if past and not broken:
+        if past.shape is not None and alive and len(x) >= past.samples:
+            shapes, bands = spectra(x[:len(x) // past.samples * past.samples].reshape(-1, past.samples))
+            if quantity == "vibration" and seems_moved(shapes.mean(0), len(shapes), past):  # a current has no resonances, but tones
+                found.append(("wrong_rate", whole))
+            elif is_fainter(x[:past.samples], bands.mean(0), past):
+                found.append(("gain_loss", whole))
+        if past.own and beside is not None:
+            b = np.broadcast_to(np.asarray(beside, float).reshape(len(np.asarray(beside)), -1), (len(np.asarray(beside)), len(x)))
+            fault, runs = stands_apart(x, past, b, np.zeros(0) if causes is None else np.asarray(causes, float).ravel())
+            unsure = fault == "undetermined"
+            found.append((fault, runs))
     spans = [Span(fault, round(float(a) / rate_hz, 9), round(float(b) / rate_hz, 9)) for fault, runs in found for a, b in runs]
     spans.sort(key=lambda s: (s.start_s, s.end_s))
     present = {s.fault for s in spans}
-    return SensorStatus(not spans, next((f for f in _GRAVEST if f in present), "none"), tuple(spans))
+    return SensorStatus(not spans, next((f for f in _GRAVEST if f in present), "undetermined" if unsure else "none"), tuple(spans))
