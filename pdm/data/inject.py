@@ -6,6 +6,7 @@
 __all__ = ['FAMILIES', 'CHANGES', 'Family', 'own_resonances', 'Injected', 'inject_fault', 'inject_change', 'inject_blind']
 
 # %% ../../nbs/data/inject.ipynb #inje4980f6
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import pi, sqrt
 
@@ -215,7 +216,7 @@ def inject_change(
 def inject_blind(
     windows: np.ndarray,  # healthy [window, channel, sample]
     severity: float,      # impacts: their peak over the channel's RMS; short windows: multiples of the standard deviation
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     shortest: int = 256,  # windows from so many samples on get impacts, shorter ones shifts
 ) -> np.ndarray:          # the same windows with faults, float32
     "Put a simple fault into one channel of each window. The family that `auto` is chosen by."
