@@ -43,7 +43,7 @@ def _show(result: dict[str, Any], as_json: bool, title: str = "") -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for report.html, summary.json and the site's data")] = Path("build/demo"),
-    kind: Annotated[str, typer.Option(help="detector: conv_ae, mahalanobis, auto")] = "conv_ae",
+    kind: Annotated[str, typer.Option(help="detector: mahalanobis, iforest, conv_ae, lstm_ae, auto")] = "conv_ae",
     speed: Annotated[float, typer.Option(help="how many times faster than real time the records are replayed")] = 2.0,
     tenth: Annotated[bool, typer.Option("--tenth", help="a tenth of the data, for tests")] = False,
     generated: Annotated[bool, typer.Option("--generated", help="use the generator instead of the real records")] = False,
@@ -102,7 +102,7 @@ def fit(
     rate_hz: Rate = None,
     channels: Names = None,
     length: Annotated[int, typer.Option(help="samples in a window")] = 2048,
-    kind: Annotated[str, typer.Option(help="conv_ae, mahalanobis or auto")] = "auto",
+    kind: Annotated[str, typer.Option(help="mahalanobis, iforest, conv_ae, lstm_ae or auto")] = "auto",
     false_alarms_per_day: Annotated[float, typer.Option(help="what you can live with")] = 1.0,
     name: Annotated[str, typer.Option(help="the asset type: a-z, 0-9, _")] = "machine",
     seed: int = 0,

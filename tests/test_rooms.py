@@ -15,7 +15,7 @@ LIGHT = {"config", "errors", "process"}  # what rooms may import from outside th
 ALLOWED = {  # beyond the standard library and what stands above in this table
     "signal": {"numpy", "scipy"},
     "data": {"cbor2", "pandas", "pyarrow", "pooch", "fsspec", "requests", "pyuff", "pydantic", "yaml"},
-    "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow"},
+    "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib"},
     "serve": {"tritonclient", "grpc", "google"},
     "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "psycopg", "prometheus_client"},
 }

@@ -222,8 +222,11 @@ class CalibrationRecord(_Record):
     gap_s: float = Field(gt=0)                   # a longer gap starts the confirmations anew
 
     def for_asset(self, asset: str) -> "CalibrationRecord":
-        "The same calibration, lent to another asset of the type."
-        return self.model_copy(update={"asset": asset})
+        "The same calibration, lent to another asset of the type. It promises nothing there, and is careful: no score below 1 counts."
+        if asset == self.asset:
+            return self
+        reason = f"lent: calibrated on {self.asset or 'the type'}, not on {asset}; recalibrate on its own healthy windows"
+        return self.model_copy(update={"asset": asset, "supported": False, "reasons": (reason, *self.reasons), "threshold_db": max(self.threshold_db, 0.0)})
 
 
 _R = TypeVar("_R", bound=_Record)

@@ -105,7 +105,7 @@ class Event(NamedTuple):
     asset: str
     stream: str
     episode: str                      # the alarm's stable id
-    kind: str                         # `raised`, `diagnosed`, `cleared`
+    kind: str                         # `raised`, `diagnosed`, `cleared`; `sensor_fault`
     t_ns: int                         # end of the window that brought it about
     epoch: int
     seq: int

@@ -80,12 +80,14 @@ def _follows(last: Window, window: Window) -> bool:
 
 # %% ../../nbs/stream/judge.ipynb #judg8ac6d8
 log = logging.getLogger(__name__)
+_AGAIN_NS = 3_600_000_000_000  # a sensor fault that was away for longer is told again
 _TRIES = 3  # so often is a fault that stays undetermined looked at again
 
 
 class StreamMonitor(Protocol):
     "What the judge asks of a monitor."
-    def update(self, scored: Scored, i: int, t_ns: int, rms: np.ndarray | None = None, conditions: Mapping[str, float] | None = None) -> Any: ...
+    def update(self, scored: Scored, i: int, t_ns: int, rms: np.ndarray | None = None, conditions: Mapping[str, float] | None = None,
+               window: np.ndarray | None = None) -> Any: ...
     def to_state(self) -> dict: ...
     def restore(self, state: dict) -> None: ...
 
@@ -106,6 +108,8 @@ class Owned:
     diagnosing: bool = False
     tries: int = 0
     next_try_ns: int = 0             # a window's time before which it makes no sense to try again
+    sensor: str = "none"             # what was last wrong with a sensor, and was told
+    sensor_ns: int = 0               # when it was last seen
 
     @property
     def key(self) -> tuple[str, str]:
@@ -118,6 +122,8 @@ class Owned:
             if (e.asset, e.stream) == self.key:
                 if e.kind == "diagnosed":
                     faults[e.episode] = e.details["fault"]
+                if e.kind == "sensor_fault":
+                    self.sensor, self.sensor_ns = e.details["sensor"], e.t_ns
                 self.episode = {"raised": e.episode, "cleared": None}.get(e.kind, self.episode)
                 self.fault = faults.get(self.episode or "")
 
@@ -230,12 +236,17 @@ class Judge:
         "The verdict on one window; an alarm that it raises or clears is added to the group."
         w, scored = a.window, scores.scored
         before = o.monitor.to_state() if a.late else None
-        v = o.monitor.update(scored, i, a.t_ns, rms=scores.rms[i], conditions=w.conditions)
+        v = o.monitor.update(scored, i, a.t_ns, rms=scores.rms[i], conditions=w.conditions, window=w.samples)
         if before is not None:
             o.monitor.restore(before)
         else:
             self._turn(o, v, a, group)
-        flags = ("late",) * a.late + ("clock_suspect",) * a.suspect
+        broken = v.sensor != "none"
+        flags = ("late",) * a.late + ("clock_suspect",) * a.suspect + ("sensor_fault",) * broken
+        if broken and not a.late and (v.sensor != o.sensor or w.t_ns - o.sensor_ns > _AGAIN_NS):  # a sensor alarm, not a machine's
+            group.events.append(Event(o.asset, o.stream, f"{o.asset}/{o.stream}:sensor@{w.t_ns}", "sensor_fault", w.t_ns, w.epoch, w.seq, {"sensor": v.sensor}))
+        if broken and not a.late:
+            o.sensor, o.sensor_ns = v.sensor, w.t_ns
         return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), float(v.p_value), float(v.p_unadapted),
                    float(v.offset_db), float(v.threshold), o.episode is not None, int(v.severity), v.state,
                    (o.fault or "undetermined") if o.episode else "none", o.episode, bool(v.supported), bool(v.extrapolating),
