@@ -52,7 +52,10 @@ docs: setup  ## the site, in _docs
 readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/docs.py --readme
 
-bench: setup  ## all benchmarks, full size; results in benchmarks/results
+.venv/bench: .venv/ready
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]' && touch $@
+
+bench: setup .venv/bench  ## all benchmarks, full size; results in benchmarks/results
 	for b in benchmarks/[a-z]*.py; do $(BIN)/python $$b $(BENCH_FLAGS) || exit 1; done
 
 export: setup  ## notebooks -> pdm/

@@ -7,7 +7,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,10 +15,15 @@ RESULTS = Path(__file__).resolve().parent / "results"
 _COMPARE = {">=": float.__ge__, "<=": float.__le__}
 
 
-def arguments(description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if parts:
+        parser.add_argument("parts", nargs="*", type=str, metavar="part", help=f"only these: {', '.join(parts)}")
     parser.add_argument("--quick", action="store_true", help="does it run? (figures mean nothing)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if unknown := [p for p in getattr(args, "parts", []) if p not in parts]:
+        parser.error(f"no part {', '.join(unknown)}: choose from {', '.join(parts)}")
+    return args
 
 
 def in_turn(rounds: int, seconds: float, **work: Callable[[], object]) -> dict[str, list[float]]:
