@@ -224,6 +224,7 @@ def test_what_is_no_window_is_refused_with_what_was_expected(det, windows, words
 @pytest.mark.parametrize("change,error,words", [
     (dict(windows=vibration(99)), NotEnoughData, "at least 100 healthy windows, got 99"),
     (dict(channels=["h", "v", "axial"]), InvalidWindow, "windows have 2 channels; expected windows [n, 3, sample]"),
+    (dict(calibration_conditions={"load": np.ones(3)}), InvalidConfig, "belong to calibration windows"),
     (dict(kind="svm"), InvalidConfig, "choose one of mahalanobis, iforest, conv_ae, lstm_ae"),
     (dict(hop_s=0), InvalidConfig, "hop_s is a positive number"),
     (dict(rate_hz=float("nan")), InvalidConfig, "rate_hz is a positive number"),
@@ -470,3 +471,10 @@ def _through_onnx(det, windows):
     from pdm.model.detector import _onnx_run
 
     return np.concatenate([_onnx_run(det.onnx)({"window": windows[i : i + 13]})[0][:, 0] for i in range(0, len(windows), 13)])
+
+
+def test_assets_whose_calibrations_would_share_a_file_are_not_saved(tmp_path):
+    x = vibration(120)
+    det = pdm.Detector.fit({"a/b": x[:60], "a.b": x[60:]}, RATE, ["c0", "c1"], 10.0, kind="mahalanobis")
+    with pytest.raises(InvalidConfig, match="share a file"):
+        det.save(tmp_path)

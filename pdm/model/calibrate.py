@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY_S', 'MIN_CONFIRMATIONS', 'MAX_CONFIRMATIONS', 'MIN_EFFECTIVE', 'RESERVE', 'EXTRAPOLATION', 'SLOW', 'to_db',
-           'decorrelation', 'exceedance_limit', 'Rule', 'alarm_rule', 'shared_budget', 'running_floor', 'is_running',
-           'calibrate']
+           'decorrelation', 'exceedance_limit', 'Rule', 'alarm_rule', 'shared_budget', 'running_floor', 'calibrate']
 
 # %% ../../nbs/model/calibrate.ipynb #cali9b394f
 import math
@@ -113,15 +112,6 @@ def running_floor(
         i = int(gaps.argmax())
         floors[c] = math.exp((log[i] + log[i + 1]) / 2) if gaps[i] > 1 and i >= 1 else levels[0] / 3
     return floors
-
-
-def is_running(
-    rms: np.ndarray,    # [window, channel]
-    floor: np.ndarray,  # [channel]
-) -> np.ndarray:        # bool [window]
-    "A machine runs when any channel that can tell is above its floor; without such a channel it is taken to run."
-    tells = floor > 0
-    return np.asarray((rms[:, tells] >= floor[tells]).any(1) if tells.any() else np.ones(len(rms), bool))
 
 # %% ../../nbs/model/calibrate.ipynb #calidbcc21
 def _needed_hours(spacing_s: float, false_alarms_per_day: float) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, InvalidWindow, NotEnoughData
-from .bundle import Bundle, CalibrationRecord, Contract, Scored, graph_inputs, load_bundle, read_record, write_bundle
+from .bundle import NOTICE_DB, Bundle, CalibrationRecord, Contract, Scored, graph_inputs, load_bundle, read_record, write_bundle
 from .inputs import (UNCALIBRATED, History, checked_name, checked_positive, checked_units, checked_windows, condition_matrix,
                               histories, only_grows, pooled, running_level, seen_ranges, states)
 from .monitor import Monitor, sensor_fault
@@ -72,8 +72,7 @@ def _export(graph: "WindowGraph", contract: Contract, windows: np.ndarray, matri
     return onnx
 
 # %% ../../nbs/model/detector.ipynb #dete44955f
-FEWEST = 100   # windows that a fit needs
-_NOTICE = 0.0  # dB: without a promise no lower score counts towards an alarm
+FEWEST = 100  # windows that a fit needs
 
 
 def _of_type(
@@ -94,7 +93,7 @@ def _of_type(
     return first.model_copy(update={
         **most, "asset": None, "supported": False, "scores_db": tuple(scores.tolist()), "report": report,
         "reasons": (f"calibrated on {n} asset{'s'[:n > 1]} of the type, which promises nothing of another: recalibrate on its own healthy windows",),
-        "threshold_db": max(_NOTICE, *(r.threshold_db for r in records)), "conditions": tuple(ranges.values()),
+        "threshold_db": max(NOTICE_DB, *(r.threshold_db for r in records)), "conditions": tuple(ranges.values()),
         "centre_db": round(float(np.mean([r.centre_db for r in records])), 4),
         "channel_scale": tuple(np.mean([r.channel_scale for r in records], 0).round(6).tolist()),
         "running_rms": tuple(np.min([r.running_rms for r in records], 0).tolist())})
@@ -154,6 +153,8 @@ class Detector:
                                 "or cut shorter windows")
         held: list[History] = []
         share = 0.4 if calibration is None else calibration
+        if calibration_conditions is not None and np.isscalar(share):
+            raise InvalidConfig("calibration_conditions belong to calibration windows, and none are given: give `calibration` windows, or leave them out")
         if not np.isscalar(share):
             held = histories(calibration, calibration_conditions, hop_s, channels, asset, names, samples, "calibration windows")[0]
             if strangers := [str(h.asset) for h in held if h.asset not in {g.asset for g in given}]:
@@ -227,7 +228,7 @@ class Detector:
         from pdm.model.calibrate import calibrate
 
         return calibrate(scored.score, hop_s, rate, asset, self.calibration.model, scored.channel_score, floor,
-                         seen_ranges([c.name for c in self.contract.conditions], matrix), least_db=_NOTICE,
+                         seen_ranges([c.name for c in self.contract.conditions], matrix), least_db=NOTICE_DB,
                          embedding=scored.embedding if before is None else np.concatenate([before, scored.embedding]))
 
     def recalibrate(self,
@@ -324,6 +325,9 @@ class Detector:
         folder: str | Path,     # where bundles are kept
     ) -> tuple[Bundle, Path]:   # the bundle, and the file of `calibration`
         "Write the bundle under its digest, and the calibration records beside it."
+        if len({_record_name(a) for a in self.calibrations}) < len(self.calibrations):
+            raise InvalidConfig(f"two of the assets {', '.join(filter(None, self.calibrations))} would share a file of calibration: name them apart, "
+                                "other than by a dot for a slash")
         bundle = write_bundle(folder, self.onnx, self.contract)
         self.calibrations = {a: r.model_copy(update={"model": bundle.digest}) for a, r in self.calibrations.items()}
         self.calibration = self.calibrations[self.calibration.asset]

@@ -14,6 +14,7 @@ import torch
 
 from ..data.inject import inject_blind
 from ..errors import NotEnoughData
+from .bundle import NOTICE_DB
 from .calibrate import calibrate
 from .graph import WindowGraph, one_thread
 from .train import KINDS, Training, fit_graph
@@ -40,7 +41,7 @@ def alarming(
     "One window in twenty, as confirmations allow for; and 1, where so many windows can't support the promise (see `least_db` in `pdm.model.calibrate`)."
     def threshold(scores: np.ndarray) -> float:
         supported = calibrate(scores, hop_s, false_alarms_per_day).supported
-        return max(float(np.quantile(scores, 0.95)), 0.0 if supported else 1.0)
+        return max(float(np.quantile(scores, 0.95)), 0.0 if supported else 10 ** (NOTICE_DB / 20))
 
     return threshold
 
