@@ -8,12 +8,12 @@ __all__ = ['Settings', 'load_settings', 'BearingRecord', 'SensorRecord', 'Stream
 # %% ../nbs/config.ipynb #conf06eb9d
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from .data.window import AssetPath
@@ -24,7 +24,7 @@ from .signal.kinematics import Bearing
 _SCHEMES = {
     "broker_url": ("embedded", "mqtt", "mqtts", "kafka"),
     "engine_url": ("embedded", "inprocess", "grpc"),
-    "tsdb_url": ("sqlite", "influxdb"),
+    "tsdb_url": ("sqlite", "influxdb", "influxdbs"),
     "warehouse_url": ("postgresql", "bigquery", ""),
     "tracking_url": ("sqlite", "http", "https", ""),
     "pipeline_url": ("local", "http", "https"),
@@ -38,11 +38,13 @@ class Settings(BaseSettings):
 
     broker_url: str = "embedded:"        # `embedded:` | `mqtt://host:1883` | `mqtts://host:8883` | `kafka://host:9092`
     engine_url: str = "embedded:"        # `embedded:` (tritonserver from its wheel) | `inprocess:` | `grpc://triton:8001`
-    tsdb_url: str = "sqlite:"            # `sqlite:` (in `state_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket`
+    tsdb_url: str = "sqlite:"            # `sqlite:` (in `state_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket` (`influxdbs:` with TLS)
     warehouse_url: str = ""              # none | `postgresql://…` | `bigquery://project/dataset`
     tracking_url: str = "sqlite:"        # MLflow: `sqlite:` (in `state_dir`) | `sqlite:path` | `https://mlflow…`
     pipeline_url: str = "local:"         # `local:` | `https://kubeflow…`
     archive_url: str = ""                # none | `file:folder` | `s3://…` | `gs://…`
+    alert_urls: tuple[str, ...] = ()     # `mqtt:` (the broker's topic pdm/v1/…/alert) | `http(s)://…`, which gets Alertmanager's JSON
+    influx_token: SecretStr = SecretStr("")  # of tsdb_url; better in the environment than in a file
     archive_healthy_share: float = Field(default=0.01, ge=0, le=1)  # of the healthy windows, kept as a sample
     archive_p_below: float = Field(default=0.001, ge=0, le=1)       # a window less likely than this is suspicious, and kept
     archive_retention_days: float = Field(default=90, gt=0)         # healthy windows
@@ -52,13 +54,19 @@ class Settings(BaseSettings):
     archive_rows_per_file: int = Field(default=512, ge=1)           # most windows in a file
     state_dir: Path = Path("predmaint-state")   # journal, stores and cursors of this machine (PREDMAINT_DATA_DIR is another thing: data sets)
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("predmaint"))  # data sets
+    journal_keep_days: float = Field(default=30, gt=0)             # verdicts that every sink has are kept so long
+    journal_max_gb: float = Field(default=10, gt=0)                # the journal's size; what every sink has goes first
+    journal_full: Literal["stop", "drop_oldest"] = "stop"          # then: acknowledge nothing more, or forget what is oldest
     assets: Path = Path("assets.yaml")   # the asset records
     agent_id: str = "agent"              # unique among the agents of a broker
     metrics_port: int = Field(default=9464, ge=0, lt=65536)        # Prometheus endpoint of the agent; 0: any free port
     sinks_metrics_port: int = Field(default=9465, ge=0, lt=65536)  # the same of the sinks
     metrics_address: str = "127.0.0.1"
+    api_token: SecretStr = SecretStr("")                           # who may change alarms over HTTP; without it only from this machine
     batch: int = Field(default=32, ge=1, le=64)                    # most windows in one inference
     window: int = Field(default=64, ge=1)                          # W: most unacknowledged windows a stream
+    window_full: Literal["refuse", "drop_oldest"] = "refuse"       # what a sender does with W of them: refuse the next, or forget the oldest
+    buffer_dir: Path | None = None                                 # where a sender keeps them over its own death; without it in memory
     diagnosis_s: float = Field(default=2.5, gt=0)                  # contiguous signal that a diagnosis waits for, seconds
     triton_env: Path | None = None       # Triton's Python environment; without it `.venv-triton` beside ours
     triton_repository: Path | None = None  # the folder that a remote Triton serves, where we can write to it

@@ -17,7 +17,7 @@ ALLOWED = {  # beyond the standard library and what stands above in this table
     "data": {"cbor2", "pandas", "pyarrow", "pooch", "fsspec", "requests", "pyuff", "pydantic", "yaml"},
     "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib"},
     "serve": {"tritonclient", "grpc", "google"},
-    "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "psycopg", "prometheus_client"},
+    "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "urllib3", "psycopg", "google", "prometheus_client"},
 }
 EDGE = [
     "pdm", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
