@@ -142,22 +142,28 @@ def script_rate(b: Bench, influx: Influx, child: Child, seconds: float) -> float
     from pdm.data.window import AssetPath, Window, encode, topic, user_properties
     from _edge_parts import CHANNELS, LENGTH, RATE_HZ, STREAM, UNITS
     from pdm.stream.mqtt import Mqtt
-    windows, start, seq, before = np.load(b.folder / "windows.npy"), 0.0, 0, influx.count()
+    windows, seq, before = np.load(b.folder / "windows.npy"), 0, influx.count()
     bus = Mqtt(b.broker.url, "bench-script", session_s=0, announce=False)
     bus.connect()
+
+    def send() -> None:
+        w = Window(STREAM, 1, seq, 0, time.time_ns(), RATE_HZ, CHANNELS, UNITS, windows[seq % len(windows)])
+        bus.publish(topic(AssetPath("bench", "edge", "rig", "script", f"machine-{seq % ASSETS:04d}"), STREAM, "window"), encode(w), properties=user_properties(w))
+
     try:
-        end, first = time.monotonic() + 60, before
-        while time.monotonic() < end and child.alive:
-            if seq < 64 + influx.count() - before:  # a hundred a second would do
-                for _ in range(64):
-                    w = Window(STREAM, 1, seq, 0, time.time_ns(), RATE_HZ, CHANNELS, UNITS, windows[seq % len(windows)])
-                    bus.publish(topic(AssetPath("bench", "edge", "rig", "script", f"machine-{seq % ASSETS:04d}"), STREAM, "window"), encode(w), properties=user_properties(w))
-                    seq += 1
-            now, count = time.perf_counter(), influx.count()
-            if not start and count > before:
-                start, first = now, count
-            if start and now - start > seconds:
-                return (count - first) / (now - start)
+        end = time.monotonic() + 60
+        while (first := influx.count()) == before and child.alive and time.monotonic() < end:  # until it has subscribed
+            send()
+            seq += 1
+            time.sleep(0.1)
+        start, ahead = time.perf_counter(), seq
+        while child.alive and first > before and time.monotonic() < end:
+            count, passed = influx.count(), time.perf_counter() - start
+            if passed > seconds:
+                return (count - first) / passed
+            while seq < ahead + count - first + 200:  # more than it writes until we look again
+                send()
+                seq += 1
             time.sleep(0.05)
     finally:
         bus.close()
