@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import InvalidInput
 from .journal import Event
 
-# %% ../../nbs/stream/alarms.ipynb #alrm21ce66
+# %% ../../nbs/stream/alarms.ipynb #alrm3cc41c
 _SAME_NS = 3_600_000_000_000  # an alarm that comes back within the hour is the same episode
 
 
@@ -34,6 +34,7 @@ class Alarm:
     cleared_ns: int = 0
     shelved_until_ns: int = 0      # by the wall clock; 0: it is not shelved
     maintenance: bool = False      # the machine is being worked on
+    renewed: bool = False          # it was, since the last alarm: the next is another episode
     label: str = ""                # what it turned out to be: a key of `REASONS`
 
     @property
@@ -56,8 +57,8 @@ class Alarm:
         episode: str,  # the id that a monitor has given
         t_ns: int,     # end of the window that raises
     ) -> str:
-        "The id under which an alarm is raised now: the last one again, if that ended within the hour."
-        return self.episode if self.episode and not self.active and t_ns - self.cleared_ns <= _SAME_NS else episode
+        "The id under which an alarm is raised now: the last one again, if that ended within the hour and nobody has worked on the machine since."
+        return self.episode if self.episode and not self.renewed and t_ns - self.cleared_ns <= _SAME_NS else episode
 
     def after(self, e: Event) -> "Alarm":
         "The alarm once this event has happened."
@@ -65,7 +66,7 @@ class Alarm:
         match e.kind:
             case "raised":
                 again = e.episode == self.episode
-                return replace(self, episode=e.episode, active=True, acknowledged=False, severity=d.get("severity", 0), worst=e.stream, label="",
+                return replace(self, episode=e.episode, active=True, acknowledged=False, renewed=False, severity=d.get("severity", 0), worst=e.stream, label="",
                                reasons=tuple(d.get("reasons", ())), fault=self.fault if again else None, raised_ns=self.raised_ns if again else e.t_ns)
             case "escalated":
                 higher = d["severity"] > self.severity  # a worse alarm is a new call
@@ -84,8 +85,10 @@ class Alarm:
                 return replace(self, shelved_until_ns=0)
             case "labelled" if e.episode == self.episode:
                 return replace(self, label=d["reason"])
-            case "maintenance_began" | "maintenance_ended":
-                return replace(self, maintenance=e.kind == "maintenance_began")
+            case "maintenance_began":
+                return replace(self, maintenance=True)
+            case "maintenance_ended" | "maintenance":
+                return replace(self, maintenance=self.maintenance and e.kind == "maintenance", renewed=True)
         return self
 
     def to_state(self) -> dict[str, Any]:
@@ -95,8 +98,8 @@ class Alarm:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Alarm":
         "What `to_state` wrote; what a later version may have added is passed over."
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if k == "reasons" else v for k, v in state.items() if k in known})
+        known: dict[str, Any] = {f.name: state[f.name] for f in fields(cls) if f.name in state}
+        return cls(**{**known, "reasons": tuple(known.get("reasons", ()))})
 
     @classmethod
     def of(cls, asset: str, events: Iterable[Event]) -> "Alarm":

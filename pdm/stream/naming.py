@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Capture', 'Diagnosed', 'Namer']
 
-# %% ../../nbs/stream/naming.ipynb #namge05cf5
+# %% ../../nbs/stream/naming.ipynb #namg8076d0
 import logging
 import queue
 from collections import deque
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.window import Window
+from ..errors import InvalidInput
 from ..signal.kinematics import Bearing
 
 # %% ../../nbs/stream/naming.ipynb #judgb4a083
@@ -72,7 +73,7 @@ def _follows(last: Window, window: Window) -> bool:
     return (window.epoch == last.epoch and window.seq == last.seq + 1 and window.samples.shape == last.samples.shape
             and abs(window.t0_ns - last.t_ns) <= 0.1e9 * window.duration_s)
 
-# %% ../../nbs/stream/naming.ipynb #namg9f7ba8
+# %% ../../nbs/stream/naming.ipynb #namg90b8b3
 log = logging.getLogger(__name__)
 
 
@@ -138,7 +139,8 @@ class Namer:
                 if fault not in ("unknown", "undetermined"):
                     break
         except Exception as e:
-            log.exception("diagnosis of episode %s failed", episode)
+            if not isinstance(e, InvalidInput):  # a signal too short or too slow is nobody's failure
+                log.exception("diagnosis of episode %s failed", episode)
             results.append(("undetermined", {"fault": "undetermined", "reason": f"{type(e).__name__}: {e}"}))
         fault, details = next((r for r in results if r[0] not in ("unknown", "undetermined")), results[0])
         self._found.put(Diagnosed(who, episode, window, fault, details))
