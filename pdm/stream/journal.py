@@ -181,7 +181,8 @@ class Journal(JournalReader):
         now_ns: int | None = None,  # wall clock
         limit: int = 20_000,        # about so many records in one call
     ) -> int:                       # how many were removed; with `limit` or more, there may be more to do
-        "Remove what is written everywhere and old, and raw windows as soon as they are written. In small steps, between which a commit has its turn."
+        """Remove what is written everywhere and old, and raw windows as soon as they are written. In small steps, between which a commit has its turn.
+        Raises `sqlite3.OperationalError` where the disk fails."""
         now, removed, steps = time.time_ns() if now_ns is None else now_ns, 0, 1
         self._written = written
         while steps and removed < limit:
@@ -196,7 +197,7 @@ class Journal(JournalReader):
         with self._turn:
             pages, free = (self._db.execute(f"PRAGMA {p}").fetchone()[0] for p in ("page_count", "freelist_count"))
             if free > max(pages // 2, 4000):
-                self._db.execute("PRAGMA incremental_vacuum(4000)").fetchall()
+                self._db.executescript("PRAGMA incremental_vacuum(4000)")
         return removed
 
     def _forget(self, upto: int, now: int = 0, keep_ns: int = -1) -> int:
@@ -235,8 +236,7 @@ class Journal(JournalReader):
     def _bound_wal(self) -> None:
         "Empty a WAL that has grown because somebody was reading all the time. Raises `JournalFull` where that somebody goes on and on."
         wal = self.path.with_name(self.path.name + "-wal")
-        size = wal.stat().st_size if wal.exists() else 0
-        if size > _WAL_MOST:
+        if wal.exists() and wal.stat().st_size > _WAL_MOST:
             with self._turn:
                 self._checkpoint(0)
                 size = wal.stat().st_size

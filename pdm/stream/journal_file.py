@@ -87,7 +87,7 @@ def damage_told(path: Path) -> Iterator[None]:
             raise JournalDamaged(path, e) from e
         raise
 
-# %% ../../nbs/stream/journal_file.ipynb #jourfb252f
+# %% ../../nbs/stream/journal_file.ipynb #jour418ffc
 _WHOLE = 256 * 2**20
 SMALL = ("stream", "model", "mark", "monitor", "alarm", "counter")
 NUMBERED = ("verdict", "event", "raw")  # by the counter
@@ -117,7 +117,7 @@ def connect(
 ) -> sqlite3.Connection:
     "A connection to a journal. Raises `InvalidConfig` for one that this pdm can't use, `JournalDamaged` for one that nobody can."
     if half_of(path).exists():
-        raise JournalDamaged(path, "a salvage was interrupted")
+        raise JournalDamaged(path, "a salvage was interrupted, or is under way")
     db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
     try:
         with damage_told(path):
