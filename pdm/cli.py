@@ -186,7 +186,7 @@ def agent(
     from pdm.stream.agent import main
     settings = load_settings()
     if salvage:
-        from pdm.stream.journal import salvage as save
+        from pdm.stream.salvage import salvage as save
         _show(save(settings.state_dir / "journal.db"), False)
     main(settings)
 
@@ -205,11 +205,11 @@ def run_sinks(context: typer.Context) -> None:
 
 
 @sinks.command("init")
-def init_sinks(as_json: Json = False) -> None:
+def init_sinks() -> None:
     "Create what the stores need, or bring it up to date: tables, indexes, partitions, buckets."
     from pdm.stream.sinks import init_all
-    done = init_all(load_settings())
-    _show(done, as_json)
+    for sentence in init_all(load_settings()):
+        typer.echo(sentence)
 
 # %% ../nbs/cli.ipynb #cli975bc9
 def _package(name: str) -> str:
