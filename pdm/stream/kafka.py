@@ -68,7 +68,7 @@ class Progress:
     topic: str
     partition: int
     next: int                                               # offset after the last one that was read
-    history_end: int | None = None                          # where only the last message of each topic is kept: the end of what came before us
+    keep: bool = False                                      # whether the last message of each topic is retained
     open: dict[int, None] = field(default_factory=dict)     # handed out and not acknowledged, in order
 
     @property
@@ -90,7 +90,8 @@ class _Reader:
         self._consumer = Consumer(settings | {
             "group.id": group, "enable.auto.commit": session, "auto.commit.interval.ms": 200, "enable.auto.offset.store": False,  # commits what `_store` says
             "auto.offset.reset": "earliest", "enable.partition.eof": True, "fetch.message.max.bytes": MESSAGE_LIMIT + 65536,
-            "queued.max.messages.kbytes": 4 * MESSAGE_LIMIT // 1024, "fetch.queue.backoff.ms": 20})
+            "queued.max.messages.kbytes": 4 * MESSAGE_LIMIT // 1024, "fetch.queue.backoff.ms": 20,
+            "fetch.wait.max.ms": 50})  # a server answers the requests of a connection in turn: longer waits would hold up `begin`
         self._mutex, self._polling, self._closed = threading.Lock(), threading.Lock(), False
         self._parts: dict[tuple[str, int], Progress] = {}
         self._filters: dict[str, list[str]] = {}               # with their levels
@@ -127,8 +128,8 @@ class _Reader:
                 self._kept[name] = {}
                 if unread := {i for i, (low, high) in enumerate(marks) if low < high}:
                     self._history[name] = unread
-            for p, (_, high) in zip(parts, marks, strict=True):
-                self._parts[name, p.partition] = Progress(name, p.partition, p.offset, high if keep else None)
+            for p in parts:
+                self._parts[name, p.partition] = Progress(name, p.partition, p.offset, keep)
         self._consumer.incremental_assign(parts)
 
     def add(self, filters: Iterable[str]) -> None:
@@ -179,13 +180,13 @@ class _Reader:
         "Have the next commit, in 0.2 s or at the end, say how far these are done."
         from confluent_kafka import TopicPartition
 
-        offsets = [TopicPartition(p.topic, p.partition, p.done) for p in parts if p.history_end is None]
+        offsets = [TopicPartition(p.topic, p.partition, p.done) for p in parts if not p.keep]
         if offsets and self._session:
             self._consumer.store_offsets(offsets=offsets)
 
     def _read(self, m: Any) -> None:
         "Put a message of Kafka where it belongs."
-        from confluent_kafka import KafkaError
+        from confluent_kafka import KafkaError, TopicPartition
 
         name, index = m.topic(), m.partition()
         if m.error():
@@ -208,14 +209,15 @@ class _Reader:
         if topic.rpartition("/")[2] == name.rpartition(".")[2]:  # else it is not from us, or it claims to be what its sender may not write
             message = Message(topic, m.value() or b"", properties, False, (self, part, m.offset()), time.monotonic())
             self._look(message)
-            if part.history_end is not None:
+            if part.keep:
                 self._kept[name].pop(topic, None)
                 if m.value() is not None:
                     self._kept[name][topic] = message._replace(retained=True), deadline
             if name not in self._history and self._is_wanted(topic):
                 self._hand_out(message, deadline)
-        if part.history_end is not None and part.next >= part.history_end:
-            self._end_history(name, index)
+        if name in self._history:  # the server's answer at the start is no measure of its end: Tansu 0.6.0 names the begin of the last batch
+            if part.next >= self._consumer.get_watermark_offsets(TopicPartition(name, index), cached=True)[1]:
+                self._end_history(name, index)
 
     def _end_history(self, name: str, index: int) -> None:
         if unread := self._history.get(name):
