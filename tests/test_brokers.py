@@ -2,17 +2,19 @@
 
 import importlib.util
 import json
+import secrets
 import socket
 import threading
 import time
 
 import pytest
 
-from pdm.errors import PartMissing
+from pdm.errors import InvalidConfig, PartMissing
 from pdm.process import find_program
 from pdm.stream import kafka, mqtt
 from pdm.stream.broker import EmbeddedBroker, client_of, open_broker
 from pdm.stream.bus import status_topic
+from pdm.stream.claims import claim
 from pdm.stream.mqtt import Mqtt
 
 pytestmark = pytest.mark.timeout(60)
@@ -331,6 +333,94 @@ def test_where_nobody_answers_the_error_names_the_setting(url):
 def test_without_a_connection_a_message_is_refused_not_kept(broker):
     client = broker.client("early", session_s=0)
     assert not client.publish("early/1/x", b"x") and not client.connected and client.receive(1, 0.05) == []
+
+
+# ---- claims: an asset has one agent
+
+
+@pytest.fixture
+def agent(broker, connect):
+    "A function that starts an agent under a name of this test and claims assets; gives its connection."
+    mark = secrets.token_hex(4)
+
+    def agent(name, *assets, **options):
+        bus = connect(f"{mark}-{name}", exact=True)
+        claim(bus, broker.client(f"{mark}-{name}-claims", session_s=0, announce=False), [f"{mark}/{a}" for a in assets], **options)
+        return bus
+
+    agent.mark = mark
+    return agent
+
+
+def test_agents_with_different_assets_do_not_mind_each_other(agent, connect):
+    agent("a", "fan", "pump")
+    agent("b", "mill")
+    watcher = connect("watcher", session_s=0)
+    watcher.subscribe([status_topic(f"{agent.mark}-a")])
+    said = json.loads(receive(watcher, 1)[0].payload)
+    assert said["claim"] == "held" and said["assets"] == [f"{agent.mark}/fan", f"{agent.mark}/pump"]
+
+
+def test_an_agent_that_wants_an_asset_of_another_is_refused_and_told_whose_it_is(agent):
+    agent("z", "fan", "pump")
+    with pytest.raises(InvalidConfig, match=f"{agent.mark}-a wants {agent.mark}/pump, which {agent.mark}-z has: an asset has one agent"):
+        agent("a", "pump", "mill")
+    agent("b", "mill")  # the refused one has let go of it
+
+
+def test_an_agent_that_starts_again_gets_its_assets_back_and_one_that_has_left_blocks_nobody(agent):
+    agent("a", "fan").close()
+    agent("a", "fan").close()
+    agent("b", "fan")
+
+
+def test_a_claim_that_has_expired_blocks_nobody(agent, connect):
+    dead = json.dumps({"state": "online", "run": "1", "claim": "held", "assets": [f"{agent.mark}/fan"]}).encode()
+    connect("undertaker", session_s=0).publish(status_topic(f"{agent.mark}-0"), dead, retain=True, message_expiry_s=1)
+    time.sleep(2.1)
+    agent("a", "fan")
+
+
+def test_of_agents_that_start_at_once_one_gets_the_asset(agent):
+    outcomes = {}
+
+    def start(name):
+        try:
+            outcomes[name] = agent(name, "fan")
+        except InvalidConfig as e:
+            outcomes[name] = str(e)
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in "abc"]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+    assert sorted(isinstance(o, str) for o in outcomes.values()) == [False, True, True]
+
+
+def test_of_agents_that_have_asked_at_once_the_first_by_name_gets_the_asset(agent, connect):
+    rival = connect("rival", session_s=0)
+
+    def say(name, state):
+        rival.publish(status_topic(f"{agent.mark}-{name}"), json.dumps(state).encode(), retain=True, message_expiry_s=60)
+
+    asking = {"state": "online", "run": "1", "claim": "asking", "assets": [f"{agent.mark}/fan"]}
+    say("c", asking)
+    receive(rival, 1, seconds=0.5)
+    give_way = threading.Timer(1, say, ("c", {"state": "online", "run": "1"}))
+    give_way.start()
+    agent("b", "fan")  # waits until the later name has given way
+    give_way.join()
+    with pytest.raises(InvalidConfig, match=f"which {agent.mark}-b has"):
+        agent("d", "fan")
+
+
+def test_an_agent_whose_later_rival_says_nothing_more_gives_up_in_time(agent, connect):
+    asking = {"state": "online", "run": "1", "claim": "asking", "assets": [f"{agent.mark}/fan"]}
+    connect("rival", session_s=0).publish(status_topic(f"{agent.mark}-c"), json.dumps(asking).encode(), retain=True, message_expiry_s=60)
+    time.sleep(1)
+    with pytest.raises(InvalidConfig, match=f"which {agent.mark}-c has"):
+        agent("b", "fan", timeout_s=1.5)
 
 
 # ---- what only one kind of broker has
