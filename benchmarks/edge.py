@@ -13,6 +13,7 @@ single requests to Triton under the same load plus twice that of the journal's c
 
 import importlib.util
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -24,12 +25,30 @@ from typing import Any
 import numpy as np
 import psutil
 from _bench import arguments, check, report
-from _edge_parts import Edge, Influx, Publisher, cpu_s, fitted, healthy_windows, histogram, latencies_ms, quantile, steady_rate
+from _edge_parts import (
+    CHANNELS,
+    RATE_HZ,
+    STREAM,
+    UNITS,
+    Edge,
+    Influx,
+    Publisher,
+    cpu_s,
+    fitted,
+    healthy_windows,
+    histogram,
+    latencies_ms,
+    quantile,
+    steady_rate,
+)
+from _edge_triton import Clients, paced_ms, windows_a_second
 
+from pdm.data.window import AssetPath, Window, encode, topic, user_properties
 from pdm.errors import PartMissing
 from pdm.process import Child
 from pdm.serve.server import TritonServer
 from pdm.stream.broker import EmbeddedBroker
+from pdm.stream.mqtt import Mqtt
 
 PARTS = ("throughput", "latency", "script", "sustained", "growth", "stores")
 CLIENTS = [(kind, threads) for kind in ("ours", "gRPC", "gRPC, shared memory") for threads in (1, 2)]
@@ -49,7 +68,6 @@ class Bench:
         self.broker = stack.enter_context(EmbeddedBroker(folder / "broker", "mosquitto"))
         self.triton = stack.enter_context(TritonServer(log=folder / "triton.log"))
         self.edge = self.agent("all", ASSETS)
-        from _edge_triton import Clients
         self.clients = Clients(self.triton.address, self.triton.repository, self.bundle)
         stack.callback(self.clients.close)
         self.rate = 0.0  # of the whole way, windows a second, once it is measured
@@ -70,8 +88,7 @@ class Bench:
 
 
 def throughput(b: Bench) -> None:
-    from _edge_triton import windows_a_second
-    rounds, seconds, alone_s = (1, 2.0, 0.5) if b.quick else (5, 8.0, 2.0)
+    rounds, seconds, alone_s = (1, 1.5, 0.3) if b.quick else (5, 8.0, 2.0)
     asks = {(kind, n): [b.clients.make(kind, len(b.batch)) for _ in range(n)] for kind, n in CLIENTS}
     rates: dict[str, list[float]] = {"whole way": [], **{f"Triton alone: {kind}, {n} thread{'s' * (n > 1)}": [] for kind, n in CLIENTS}}
     for _ in range(rounds):
@@ -90,9 +107,8 @@ def throughput(b: Bench) -> None:
 
 
 def latency(b: Bench) -> None:
-    from _edge_triton import paced_ms
-    rounds, seconds = (1, 3.0) if b.quick else (3, 20.0)
-    b.rate = b.rate or b.whole_way([b.edge], 3.0)
+    rounds, seconds = (1, 2.0) if b.quick else (3, 20.0)
+    b.rate = b.rate or b.whole_way([b.edge], 2.0)
     one, ask = np.ascontiguousarray(b.batch[:1]), b.clients.make("ours", 1)
     rows, ratios = [], []
     for _ in range(rounds):
@@ -119,11 +135,10 @@ def latency(b: Bench) -> None:
 
 
 def script(b: Bench) -> None:
-    rounds, seconds = (1, 3.0) if b.quick else (3, 8.0)
+    rounds, seconds = (1, 1.5) if b.quick else (3, 8.0)
     folder = b.folder / "script"
     influx = Influx(folder)
     b.stack.callback(influx.close)
-    import sys
     rates: dict[str, list[float]] = {"whole way": [], "script": []}
     port = str(b.broker.port)
     for _ in range(rounds):
@@ -139,10 +154,7 @@ def script(b: Bench) -> None:
 
 def script_rate(b: Bench, influx: Influx, child: Child, seconds: float) -> float:
     "Points a second that the script writes while there is always a window waiting for it."
-    from _edge_parts import CHANNELS, RATE_HZ, STREAM, UNITS
 
-    from pdm.data.window import AssetPath, Window, encode, topic, user_properties
-    from pdm.stream.mqtt import Mqtt
     windows, seq, before = np.load(b.folder / "windows.npy"), 0, influx.count()
     bus = Mqtt(b.broker.url, "bench-script", session_s=0, announce=False)
     bus.connect()
@@ -172,7 +184,7 @@ def script_rate(b: Bench, influx: Influx, child: Child, seconds: float) -> float
 
 
 def sustained(b: Bench) -> None:
-    seconds = 5.0 if b.quick else 120.0
+    seconds = 3.0 if b.quick else 120.0
     pids = {"agent": b.edge.child.pid, "broker": b.broker.pid, "tritonserver": b.triton.pid}
     publisher = b.publish(b.edge.assets, seconds, window=512 // len(b.edge.assets))
     agent, rss, start = psutil.Process(b.edge.child.pid), [], time.monotonic()
@@ -190,8 +202,8 @@ def sustained(b: Bench) -> None:
 
 
 def growth(b: Bench) -> None:
-    b.rate = b.rate or b.whole_way([b.edge], 3.0)
-    seconds, counts = (2.0, (1, 10)) if b.quick else (10.0, (1, 10, 100, 1000))
+    b.rate = b.rate or b.whole_way([b.edge], 2.0)
+    seconds, counts = (1.0, (1, 10)) if b.quick else (10.0, (1, 10, 100, 1000))
     rows = {}
     for n in counts:
         started = time.monotonic()
@@ -207,7 +219,7 @@ def growth(b: Bench) -> None:
                                "memory, MB": round(psutil.Process(edge.child.pid).memory_info().rss / 1e6)}
         edge.close()
     b.tables[f"growth at {b.rate / 2:.0f} windows a second"] = rows
-    rounds, seconds = (1, 2.0) if b.quick else (3, 6.0)
+    rounds, seconds = (1, 1.0) if b.quick else (3, 6.0)
     halves = [b.agent(f"half-{i}", ASSETS // 2) for i in range(2)]
     rates: dict[str, list[float]] = {"one agent": [], "two agents": []}
     for _ in range(rounds):
@@ -219,7 +231,7 @@ def growth(b: Bench) -> None:
 
 
 def stores(b: Bench) -> None:
-    rounds, rows = (1, 2000) if b.quick else (5, 20000)
+    rounds, rows = (1, 500) if b.quick else (5, 20000)
     for store in ("postgres", "influx"):
         if importlib.util.find_spec(f"_{store}") is None:
             b.checks.append(check(f"{store}_ratio", None, ">= 0.7", f"benchmarks/_{store}.py is not here"))

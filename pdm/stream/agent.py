@@ -375,7 +375,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
 
         def failed() -> None:
             if agent.failed.is_set():
-                raise PdmError("the agent failed (see the log); nothing is lost: start it again")
+                raise PdmError(f"the agent failed (see the log); nothing is lost: start it again")
 
         yield failed
         log.info("agent %s stops", settings.agent_id)
