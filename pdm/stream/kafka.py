@@ -467,7 +467,10 @@ class Kafka:
         "librdkafka says what goes wrong; only some of it ends a connection."
         from confluent_kafka import KafkaError
 
-        self._refusal = error.str()
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._refusal = error.str()
+        elif not self._refusal:
+            self._refusal = "nobody answers, or the connection is closed at once (does it want TLS, a certificate, a login?)"
         if error.fatal() or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._lost.set()
 
