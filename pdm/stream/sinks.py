@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
@@ -129,7 +130,17 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
     wanted: dict[str, Callable[[], Sink]] = {}
     if s.tsdb_url.startswith("sqlite:"):
         wanted["sqlite"] = lambda: SqliteStore(s.sqlite(s.tsdb_url, "store.db"))
+    else:
+        wanted["influx"] = lambda: _class("influx", "InfluxSink")(s.tsdb_url, s.influx_token.get_secret_value())
+    if s.warehouse_url.startswith("postgresql:"):
+        wanted["postgres"] = lambda: _class("postgres", "PostgresSink")(s.warehouse_url)
+    elif s.warehouse_url:
+        wanted["bigquery"] = lambda: _class("bigquery", "BigQuerySink")(s.warehouse_url)
     return wanted
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(import_module(f"pdm.stream.{module}"), name)
 
 
 def sink_names(settings: Settings) -> list[str]:
