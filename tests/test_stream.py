@@ -312,7 +312,7 @@ def test_every_window_is_journaled_once_and_acknowledged(edge):
 
 
 def test_verdicts_are_published(edge):
-    listener = edge.raw(f"pdm/v1/{path_of(0)}/+/verdict")
+    listener = edge.raw(f"pdm/v1/{path_of(0)}/{STREAM}/verdict")
     edge.start()
     client = edge.client()
     send(edge.open(client), [0])

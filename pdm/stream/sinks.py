@@ -20,8 +20,9 @@ from ..config import Settings
 from ..errors import InvalidConfig, PartMissing
 from .bus import backoff_s
 from .journal import Event, JournalReader, Row
-from .metrics import Endpoint, SinkMetrics
-from .service import set_up_logging, stop_on_signals
+from .metrics import SinkMetrics
+from .page import Page
+from .service import set_up_logging
 
 # %% ../../nbs/stream/sinks.ipynb #sink3cb8fb
 class Sink(Protocol):
@@ -187,9 +188,9 @@ def main(
 ) -> None:
     "Run all sinks until told to stop. Waits for the journal where there is none yet."
     set_up_logging()
-    stop = stop or stop_on_signals()
+    stop = stop or threading.Event()
     metrics = SinkMetrics()
-    page = Endpoint(metrics.registry, settings.sinks_metrics_port, settings.metrics_address)
+    page = Page(metrics.registry, settings.sinks_metrics_port, settings.metrics_address)
     sinks: list[Sink] = []
     runners: list[Runner] = []
     try:
