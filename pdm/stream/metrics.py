@@ -59,10 +59,16 @@ class SinkMetrics:
     "The numbers of all sinks of one process."
     def __init__(self):
         self.registry = r = CollectorRegistry()
-        self.lag = Gauge("pdm_sink_lag_rows", "Rows in the journal that a sink has not written", ["sink"], registry=r)
-        self.rows = Counter("pdm_sink_rows", "Rows written", ["sink"], registry=r)
+        self.up = Gauge("pdm_sink_up", "1 while the sink's last write went well", ["sink"], registry=r)
+        self.lag = Gauge("pdm_sink_lag_rows", "Records in the journal that a sink has not dealt with", ["sink"], registry=r)
+        self.live_lag = Gauge("pdm_sink_live_lag_rows", "Of these, the ones after the newest that it has written", ["sink"], registry=r)
+        self.rows = Counter("pdm_sink_rows", "Records written", ["sink"], registry=r)
+        self.dead_letters = Counter("pdm_sink_dead_letters", "Records that the store refused", ["sink", "reason"], registry=r)
+        self.missed = Counter("pdm_sink_missed_rows", "Records that the journal gave up before the sink had them", ["sink"], registry=r)
         self.failures = Counter("pdm_sink_failures", "Writes that failed and were tried again", ["sink"], registry=r)
-        self.write_seconds = Histogram("pdm_sink_write_seconds", "One write", ["sink"], buckets=_FAST, registry=r)
+        self.batch = Histogram("pdm_sink_batch_rows", "Records in one write", ["sink"], buckets=(1, 10, 100, 1000, 10_000), registry=r)
+        self.write_seconds = Histogram("pdm_sink_write_seconds", "One write", ["sink"], buckets=_SLOW, registry=r)
+        self.age_seconds = Histogram("pdm_sink_age_seconds", "From a record's commit in the journal to its place in the store", ["sink"], buckets=_SLOW, registry=r)
 
 # %% ../../nbs/stream/metrics.ipynb #metrb3ad57
 class Endpoint:
