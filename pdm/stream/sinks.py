@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
-from .journal import Event, JournalReader, Row
+from .journal import Event, JournalReader, Record, Row
 from .metrics import Endpoint, SinkMetrics
-from .runner import Cursor, DeadLetters, Record, Runner, Sink
+from .runner import Cursor, DeadLetters, Runner, Sink
 from .service import set_up_logging, stop_on_signals
 
 # %% ../../nbs/stream/sinks.ipynb #sink9078a9
@@ -34,16 +34,20 @@ CREATE INDEX IF NOT EXISTS verdict_time ON verdict (asset, stream, t_ns);
 CREATE TABLE IF NOT EXISTS event (
     asset TEXT, stream TEXT, episode TEXT, kind TEXT, t_ns INTEGER, epoch INTEGER, seq INTEGER, details TEXT, committed_ns INTEGER,
     PRIMARY KEY (asset, stream, episode, kind, t_ns)) WITHOUT ROWID;
+""", """
+ALTER TABLE verdict ADD COLUMN asset_severity INTEGER DEFAULT 0;
+ALTER TABLE verdict ADD COLUMN worst TEXT DEFAULT '';
 """]
 _VERDICT = ("asset, stream, epoch, seq, t_ns, score, p_value, p_unadapted, offset_db, threshold, alarm, severity, state, fault, episode, supported, "
-            "extrapolating, channel_scores, indicators, conditions, embedding, model, engine, flags, committed_ns")
+            "extrapolating, channel_scores, indicators, conditions, embedding, model, engine, flags, asset_severity, worst, committed_ns")
 _EVENT = "asset, stream, episode, kind, t_ns, epoch, seq, details, committed_ns"
 
 
 def _verdict(r: Row) -> tuple:
     maps = (json.dumps(dict(m)) for m in (r.channel_scores, r.indicators, r.conditions))
     return (r.asset, r.stream, r.epoch, r.seq, r.t_ns, r.score, r.p_value, r.p_unadapted, r.offset_db, r.threshold, r.alarm, r.severity, r.state, r.fault,
-            r.episode, r.supported, r.extrapolating, *maps, r.embedding.tobytes(), r.model, r.engine, " ".join(r.flags), r.committed_ns)
+            r.episode, r.supported, r.extrapolating, *maps, r.embedding.tobytes(), r.model, r.engine, " ".join(r.flags),
+            r.asset_severity, r.worst, r.committed_ns)
 
 
 def _event(e: Event) -> tuple:
