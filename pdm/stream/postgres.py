@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InvalidConfig, InvalidInput, PartMissing
 from .columns import TABLES, Table, json_text
-from .journal import Event, Row
+from .journal import Event, Record, Row
 
 # %% ../../nbs/stream/postgres.ipynb #pgrebdba43
 MIGRATIONS = ("""
@@ -79,8 +79,8 @@ def _first_line(e: Exception) -> str:
 
 class PostgresSink:
     "Verdicts and events in the schema `pdm` of a PostgreSQL database (13 or later)."
-    name = "postgres"
-    takes = (Row, Event)
+    name, batch, ordered = "postgres", 1000, False
+    takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
         url: str,  # `postgresql://user:password@host:5432/database?sslmode=verify-full`: what libpq knows; it reads PGPASSWORD and ~/.pgpass too
@@ -105,12 +105,9 @@ class PostgresSink:
         "Create or migrate the schema, and say what was done. Raises `PartMissing` when that can't be done now, or not by this user."
         with self._session() as db:
             before, after = self._migrate(db)
-        known = len(MIGRATIONS)
-        if before > known:
-            return [f"{self.where}: schema pdm has version {before}, newer than the {known} that we know: left as it is, and good to write to"]
-        return [f"{self.where}: schema pdm " + (f"has version {after} already" if before == after else f"brought from version {before} to {after}")]
+        return [f"{self.where}: schema pdm brought from version {before} to {after}"] if before < after else []
 
-    def write(self, rows: Sequence[Row | Event]) -> None:
+    def write(self, rows: Sequence[Record]) -> None:
         "Durable when it returns; rows that are there already stay as they are. Raises `PartMissing` or `InvalidInput`, and then nothing was written."
         with self._session() as db:
             if not self._staged:
