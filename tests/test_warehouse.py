@@ -15,9 +15,10 @@ from pdm.stream.columns import VERDICT
 from pdm.stream.journal import Event, Row
 
 psycopg = pytest.importorskip("psycopg", reason="the extra postgres is not installed")
-from warehouse_servers import postgres_programs, shared_postgres  # noqa: E402
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres  # noqa: E402
 
 from pdm.stream import postgres  # noqa: E402
+from pdm.stream.bigquery import BigQuerySink  # noqa: E402
 from pdm.stream.postgres import PostgresSink  # noqa: E402
 
 ASSET, STREAM, EPOCH, T_NS = "e/s/a/l/fan", "vibration", 2**63 - 1, 1_767_225_600_000_000_123
@@ -235,15 +236,168 @@ def test_a_server_killed_again_and_again_in_mid_write_has_every_row_once(server,
     assert ask(url, "SELECT count(*) FROM pdm.event") in ([(len(done),)], [(len(done) + 1,)])
 
 
-def test_the_questions_of_the_chapter_are_answered(sink, url):
+def questions(chapter):
+    "The SQL that a chapter shows."
+    cells = json.loads((Path(__file__).parent.parent / f"nbs/stream/{chapter}.ipynb").read_text())["cells"]
+    text = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return [q.partition("```")[0] for q in text.split("```sql\n")[1:]]
+
+
+def test_postgres_answers_the_questions_of_its_chapter(sink, url):
     now = int(datetime.now(UTC).timestamp()) * 10**9
     sink.write([row(i, t_ns=now - i * HOUR_NS, asset=f"e/s/a/l/fan-{i % 3}") for i in range(1, 13)]
                + [event(i, kind, t_ns=now + i) for i, kind in enumerate(("raised", "diagnosed", "cleared"))])
-    chapter = json.loads((Path(__file__).parent.parent / "nbs/stream/postgres.ipynb").read_text())
-    source = "".join("".join(c["source"]) for c in chapter["cells"] if c["cell_type"] == "markdown")
-    share, growth, life = (q.partition("```")[0] for q in source.split("```sql\n")[1:])
+    share, growth, life = questions("postgres")
     assert [r[1] for r in ask(url, share)] == [0.5, 0.5, 0.5]
     assert [r[1:] for r in ask(url, growth.replace("acme/lyon/hall-2/line-1/fan-1", "e/s/a/l/fan-1"))] == [(0.2, 1500.0)] * 4
     assert [r[1] for r in ask(url, life)] == [["raised", "diagnosed", "cleared"]]
     plan = "\n".join(r[0] for r in ask(url, "EXPLAIN SELECT * FROM pdm.verdict WHERE asset = 'e/s/a/l/fan-1' AND t > now() - interval '1 day'"))
     assert plan.count("verdict_") < 4, plan  # one partition of eight, by its index
+
+
+# BigQuery
+
+
+@pytest.fixture
+def emulator():
+    if not bigquery_environment():
+        pytest.skip(NO_BIGQUERY)
+    return shared_bigquery()
+
+
+@pytest.fixture
+def dataset():
+    return f"w{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def big(emulator, dataset):
+    sink = BigQuerySink(emulator.url(dataset))
+    yield sink
+    sink.close()
+
+
+def tables(emulator, dataset):
+    return sorted(t for (t,) in emulator.ask(f"SELECT table_name FROM {dataset}.INFORMATION_SCHEMA.TABLES"))
+
+
+def test_bigquery_keeps_every_field_of_a_verdict_and_of_an_event(emulator, dataset, big):
+    big.write([row(1), event(1)])
+    names = ", ".join(c for c in VERDICT.columns if c not in ("channel_scores", "indicators", "conditions"))
+    found, = emulator.ask(f"SELECT t, TO_JSON_STRING(channel_scores), TO_JSON_STRING(indicators), TO_JSON_STRING(conditions), {names} FROM {dataset}.verdict")
+    assert found[0] == datetime(2026, 1, 1, 0, 0, 1, tzinfo=UTC)
+    assert [json.loads(text) for text in found[1:4]] == [{"h": 1.5}, {"rms_h": 0.2, "kurtosis_h": None}, {"speed_rpm": 1500.0}]
+    expected = {**dict(zip(VERDICT.columns, VERDICT.values(row(1)), strict=True)), "embedding": [0.5, -1, 3]}
+    assert dict(zip(names.split(", "), found[4:], strict=True)) == {name: expected[name] for name in names.split(", ")}
+    assert emulator.ask(f"SELECT asset, stream, episode, kind, t_ns, epoch, seq, TO_JSON_STRING(details), committed_ns FROM {dataset}.event") == [
+        (*event(1)[:7], '{"score":1.5}', T_NS)]
+
+
+def test_bigquery_keeps_what_is_not_a_number_what_is_empty_and_what_is_beyond_ascii(emulator, dataset, big):
+    big.write([row(1, score=float("nan"), p_value=float("inf"), embedding=np.zeros(0, np.float32), flags=(), worst='Öl "1"\\\t\n')])
+    (score, *others), = emulator.ask(f"SELECT score, p_value, embedding, flags, worst FROM {dataset}.verdict")
+    assert np.isnan(score) and others == [float("inf"), [], [], 'Öl "1"\\\t\n']
+
+
+def test_bigquery_partitions_by_day_clusters_by_asset_and_leaves_no_stage_behind(emulator, dataset, big):
+    big.write([row(1), event(1)])
+    with pytest.raises(InvalidInput):
+        big.write([row(2, severity=2**63)])
+    assert tables(emulator, dataset) == ["event", "verdict"]
+    with big._session() as client:
+        table = client.get_table(f"plant.{dataset}.verdict")
+    assert (table.time_partitioning.type_, table.time_partitioning.field, table.clustering_fields) == ("DAY", "t", ["asset", "stream"])
+
+
+def test_bigquery_has_each_key_once_also_over_midnight_and_when_a_lost_journal_moved_its_time(emulator, dataset, big):
+    day = [row(s, t_ns=T_NS + s * 6 * HOUR_NS) for s in range(8)]
+    big.write(day[:5] + day[:1])  # one twice in a batch
+    big.write([r._replace(t_ns=r.t_ns + 16, score=9.0) for r in day[3:]])  # as a journal would that found the time stamps taken
+    big.write([day[0]])
+    big.write(day)
+    found = emulator.ask(f"SELECT seq, score FROM {dataset}.verdict ORDER BY seq")
+    assert found == [(s, 1.5 if s < 5 else 9.0) for s in range(8)]
+
+
+@pytest.mark.parametrize("bad", [row(2, severity=2**63), row(2, score="high"), row(2, fault="\ud800"), event(2, details={"what": object()})],
+                         ids=["too large", "no number", "no unicode", "no json"])
+def test_bigquery_rejects_a_row_for_good_and_takes_the_others_afterwards(emulator, dataset, big, bad):
+    with pytest.raises(InvalidInput, match="a row") as e:
+        big.write([row(1), bad, row(3)])
+    assert e.value.reason == "rejected"
+    big.write([row(1), row(3)])
+    assert emulator.ask(f"SELECT seq FROM {dataset}.verdict ORDER BY seq") == [(1,), (3,)]
+
+
+def test_bigquery_init_makes_what_is_missing_and_adds_columns_that_a_table_of_before_lacks(emulator, dataset, big):
+    assert big.init() == [f"{big.where}: {what}" for what in ("dataset created", "table verdict created", "table event created")]
+    assert big.init() == []
+    big.write([row(1)])
+    with big._session() as client:
+        client.query(f"ALTER TABLE {dataset}.verdict DROP COLUMN worst").result()
+    again = BigQuerySink(emulator.url(dataset))
+    assert again.init() == [f"{big.where}: table verdict got worst"]
+    again.write([row(1), row(2)])
+    again.close()
+    assert emulator.ask(f"SELECT seq, worst FROM {dataset}.verdict ORDER BY seq") == [(1, None), (2, "temperature")]
+
+
+def test_bigquery_makes_a_table_again_that_somebody_dropped(emulator, dataset, big):
+    big.write([row(1)])
+    with big._session() as client:
+        client.delete_table(f"plant.{dataset}.verdict")
+    with pytest.raises(PartMissing, match="verdict"):
+        big.write([row(2)])
+    big.write([row(2)])
+    assert emulator.ask(f"SELECT seq FROM {dataset}.verdict") == [(2,)]
+
+
+def test_bigquery_that_is_away_or_lets_nobody_in_is_not_now(monkeypatch, tmp_path):
+    with pytest.raises(PartMissing, match="BigQuery plant.pdm"):
+        BigQuerySink(f"bigquery://plant/pdm?endpoint=http://127.0.0.1:{free_port()}").write([row(1)])
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(PartMissing, match="none.json"):
+        BigQuerySink("bigquery://plant/pdm").init()
+    for url in ("bigquery://plant", "bigquery://plant/pdm/verdict", "bigquery://plant/pdm?region=EU", "bigquery://plant/p`dm", "bigquery:///pdm"):
+        with pytest.raises(InvalidConfig, match="bigquery://project/dataset"):
+            BigQuerySink(url)
+
+
+def test_bigquery_killed_in_mid_write_has_every_row_once(emulator, dataset, big):
+    done, stop = [], threading.Event()
+
+    def write():
+        while not stop.is_set():
+            seq = len(done) * 50
+            try:
+                big.write([row(s) for s in range(seq, seq + 50)])
+            except PartMissing:
+                stop.wait(0.02)
+                continue
+            done.append(seq)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for pause in (0.1, 0.3):
+            reached = len(done)
+            while len(done) < reached + 2:
+                assert writer.is_alive()
+                stop.wait(0.01)
+            stop.wait(pause)
+            emulator.kill()
+            emulator.start()
+    finally:
+        stop.set()
+        writer.join()
+    big.write([row(s) for s in range(len(done) * 50)])
+    assert emulator.ask(f"SELECT count(*), count(DISTINCT seq), max(seq) FROM {dataset}.verdict") in (
+        [(n, n, n - 1)] for n in (len(done) * 50, len(done) * 50 + 50))
+
+
+def test_bigquery_answers_the_questions_of_its_chapter(emulator, dataset, big):
+    now = int(datetime.now(UTC).timestamp()) * 10**9
+    big.write([row(i, t_ns=now - i * HOUR_NS, asset=f"e/s/a/l/fan-{i % 3}") for i in range(1, 13)])
+    faults, growth = (q.replace("pdm.verdict", f"{dataset}.verdict") for q in questions("bigquery"))
+    assert emulator.ask(faults) == [("outer_race", 3, 1, 2)]
+    assert {(asset, round(rms, 6)) for asset, _, rms in emulator.ask(growth)} == {(f"e/s/a/l/fan-{i}", 0.2) for i in range(3)}
