@@ -44,7 +44,7 @@ class JournalReader:
     ) -> list[Record]:      # in the order of their ids
         "What was committed after that one. A kind that is not asked for costs nothing."
         found: list[Record] = []
-        last = 2**63 - 1  # what lies behind the end of a full answer is not fetched
+        last = self.last_id()  # what is committed from here on waits for the next read: half of it might be skipped
         for kind, (columns, table, make) in _KINDS.items():
             if kind in kinds:
                 found += self._all(make, f"{columns} WHERE {table}.id > ? AND {table}.id <= ? ORDER BY {table}.id LIMIT ?", after, last, limit)
