@@ -522,11 +522,12 @@ def test_a_store_refuses_what_it_can_not_hold(tmp_path):
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+FIELDS = NAMES.filter(lambda name: not name.endswith("\\"))  # the client makes lines of such names that no server can read
 REALS = st.floats()
 
 
 @given(st.tuples(*[st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8)] * 5), NAMES,
-       st.lists(REALS, min_size=5, max_size=5), st.dictionaries(NAMES, REALS, max_size=3), st.dictionaries(NAMES, REALS, max_size=3), st.integers(0, 2**63 - 1))
+       st.lists(REALS, min_size=5, max_size=5), st.dictionaries(FIELDS, REALS, max_size=3), st.dictionaries(FIELDS, REALS, max_size=3), st.integers(0, 2**63 - 1))
 def test_a_verdicts_line_is_the_one_that_the_client_would_make(levels, stream, numbers, indicators, conditions, n):
     r = Row("/".join(levels), stream, n, n, n, n, *numbers, True, 2, "running", "none", None, False, True, {"h": 0.5}, indicators, conditions,
             np.zeros(2, np.float32), "ab", "triton", asset_severity=1)
@@ -592,7 +593,7 @@ def test_a_wrong_token_names_the_setting_and_is_not_shown(influx):
 def test_numbers_arrive_as_they_were_and_what_is_not_finite_is_left_out(influx):
     sink = InfluxSink(influx.url, influx.token)
     sink.init()
-    sink.write([row(0)._replace(stream="a b,c=d\\", p_value=float("nan"), score=0.1 + 0.2, conditions={"speed, rpm": float("inf"), "load=n": 1e-300})])
+    sink.write([row(0)._replace(stream="a b,c=d\\", p_value=float("nan"), score=0.1 + 0.2, conditions={"speed, rpm": float("inf"), "load=n": 1e-300, "odd\\": 1.0})])
     (series,) = influx.query("SELECT * FROM health")
     found = dict(zip(series["columns"], series["values"][0], strict=True))
     assert found["score"] == 0.1 + 0.2 and found["condition_load=n"] == 1e-300 and found["asset"] == "fan" and found["epoch"] == EPOCH

@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['Bucket', 'parse_url', 'Lines', 'InfluxSink']
 
-# %% ../../nbs/stream/influx.ipynb #infl89eaf6
+# %% ../../nbs/stream/influx.ipynb #infl74daf9
 import gzip
 import json
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
+
+from pydantic_core import to_json
 
 from ..errors import InvalidConfig, InvalidInput, PartMissing
 from .journal import Event, Record, Row
@@ -52,10 +55,14 @@ def _series(measurement: str, tags: Iterable[tuple[str, str]]) -> str:
     "The beginning of a line; tags in the order of their names, those without a value left out."
     parts = [measurement]
     for name, value in sorted(tags):
-        value = value.translate(_KEY)
         if value:
-            parts.append(f"{name}={value}{' ' if value.endswith(chr(92)) else ''}")
+            parts.append(f"{name}={_escape(value)}")
     return ",".join(parts)
+
+
+def _escape(name: str) -> str:
+    escaped = name.translate(_KEY)
+    return escaped + " " if escaped.endswith("\\") else escaped
 
 
 def _tags(r: Row | Event) -> list[tuple[str, str]]:
@@ -75,16 +82,16 @@ class Lines:
         shape = (r.asset, r.stream, *r.indicators, None, *r.channel_scores, None, *r.conditions)
         form = self._forms.get(shape)
         if form is None:
-            names = [*_NUMBERS, *(k.translate(_KEY) for k in (*r.indicators, *(f"channel_{c}" for c in r.channel_scores), *(f"condition_{c}" for c in r.conditions)))]
+            names = [*_NUMBERS, *map(_escape, (*r.indicators, *(f"channel_{c}" for c in r.channel_scores), *(f"condition_{c}" for c in r.conditions)))]
             series = _series("health", _tags(r))
-            form = self._forms[shape] = f"{series.replace('%', '%%')} {','.join(n.replace('%', '%%') + '=%r' for n in names)},epoch=%di,seq=%di %d", [series, *names]
+            form = self._forms[shape] = f"{series.replace('%', '%%')} {','.join(n.replace('%', '%%') + '=%s' for n in names)},epoch=%di,seq=%di %d", [series, *names]
         values = [r.score, r.p_value, r.p_unadapted, r.offset_db, r.threshold, r.alarm, r.severity, r.asset_severity, r.state == "running", r.supported,
                   r.extrapolating, *r.indicators.values(), *r.channel_scores.values(), *r.conditions.values()]
-        numbers = list(map(float, values))
-        if math.isfinite(sum(numbers)):
+        numbers = to_json(list(map(float, values)), inf_nan_mode="null")[1:-1].decode().split(",")  # in Rust, a fifth of the time that `repr` takes
+        if "null" not in numbers:
             return form[0] % (*numbers, r.epoch, r.seq, r.t_ns)
         series, *names = form[1]
-        fields = ",".join(f"{n}={v!r}" for n, v in zip(names, numbers, strict=True) if math.isfinite(v))
+        fields = ",".join(f"{n}={v}" for n, v in zip(names, numbers, strict=True) if v != "null")  # what is not finite
         return f"{series} {fields},epoch={r.epoch}i,seq={r.seq}i {r.t_ns}"
 
 
@@ -99,8 +106,9 @@ def _event(e: Event) -> str:
     fields += [f'{name}="{text.translate(_TEXT)}"' for name, text in texts.items()]
     return f"{_series('event', [*_tags(e), ('kind', e.kind), ('episode', e.episode)])} {','.join(fields)} {e.t_ns}"
 
-# %% ../../nbs/stream/influx.ipynb #inflaab32a
+# %% ../../nbs/stream/influx.ipynb #infl118dd0
 _TIMEOUT_MS = 20_000
+_PIECE = 1000  # records in a request
 _BECAUSE = (("beyond retention", "beyond_retention"), ("outside retention", "beyond_retention"), ("field type conflict", "field_type_conflict"),
             ("unable to parse", "unparsable"))
 
@@ -118,23 +126,34 @@ class InfluxSink:
         self.bucket, self._token = parse_url(url), token
         self._lines = Lines()
         self._open: Any = None
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="influx")
 
     def init(self) -> list[str]:
         "Create the bucket where it is missing and we may; see that we can write and read. Raises `PartMissing`, saying what to set."
         try:
             done = []
-            self._post(b"")
+            self._post()
         except _NoBucket:
             done = [self._create()]
-            self._post(b"")
+            self._post()
         self._query("SHOW MEASUREMENTS LIMIT 1")
         return done
 
     def write(self, rows: Sequence[Record]) -> None:
-        of = self._lines.of
-        self._post("\n".join([of(r) for r in rows if isinstance(r, Row | Event)]).encode())
+        of, under_way = self._lines.of, None
+        for i in range(0, len(rows), _PIECE):  # lines are made while the server takes in those before
+            body = gzip.compress("\n".join([of(r) for r in rows[i:i + _PIECE] if isinstance(r, Row | Event)]).encode(), 1)
+            if under_way is not None:
+                under_way.result()
+            if len(rows) <= _PIECE:
+                self._post(body)
+            else:
+                under_way = self._sender.submit(self._post, body)
+        if under_way is not None:
+            under_way.result()
 
     def close(self) -> None:
+        self._sender.shutdown()
         if self._open is not None:
             self._open.close()
         self._open = None
@@ -148,17 +167,18 @@ class InfluxSink:
             self._open = InfluxDBClient(self.bucket.server, self._token, timeout=_TIMEOUT_MS, org=self.bucket.org)
         return self._open
 
-    def _post(self, lines: bytes) -> None:
-        "Write lines. Without any, only the door is tried."
+    def _post(self,
+        body: bytes = b"",  # lines, compressed; without any, only the door is tried
+    ) -> None:
         client = self._client()
         from influxdb_client.rest import ApiException
         from influxdb_client.service.write_service import WriteService
         from urllib3.exceptions import HTTPError
 
         try:
-            WriteService(client.api_client).post_write(self.bucket.org, self.bucket.name, gzip.compress(lines, 1), precision="ns", content_encoding="gzip")
+            WriteService(client.api_client).post_write(self.bucket.org, self.bucket.name, body, precision="ns", **{"content_encoding": "gzip"} if body else {})
         except ApiException as e:
-            if lines or e.status not in (400, 422):  # some versions call an empty write a bad one, but only after they have let us in
+            if body or e.status not in (400, 422):  # some versions call an empty write a bad one, but only after they have let us in
                 raise self._error(e.status, e.body) from None
         except (HTTPError, OSError) as e:
             raise self._silent(e) from e
