@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
+from influxdb_client import Point
 
 from pdm.config import Settings
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.stream.bigquery import BigQuerySink
+from pdm.stream.influx import InfluxSink, Lines
 from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
 from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
@@ -99,6 +102,36 @@ class Sqlite(Kind):
         return record._replace(severity=2**64)
 
 
+class Influx(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = servers.Influx(folder / "influx", retention="1d")
+
+    def open(self):
+        return InfluxSink(self.server.url, self.server.token)
+
+    def seqs(self):
+        return self._seqs("health")
+
+    def events(self):
+        return len(self._seqs("event"))
+
+    def _seqs(self, measurement):
+        return sorted(seq for series in self.server.query(f"SELECT seq FROM {measurement}") for _, seq in series["values"])
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(t_ns=record.t_ns - 10 * 86_400 * 10**9)  # older than the server keeps
+
+    def close(self):
+        self.server.close()
+
+
 class Postgres(Kind):
     def __init__(self, folder):
         super().__init__(folder)
@@ -158,7 +191,7 @@ class BigQuery(Kind):
         return record._replace(severity=2**63)
 
 
-KINDS = [Sqlite, Postgres, BigQuery]
+KINDS = [Sqlite, Influx, Postgres, BigQuery]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -483,6 +516,99 @@ def test_a_store_refuses_what_it_can_not_hold(tmp_path):
     with pytest.raises(InvalidInput, match="can't hold") as e:
         SqliteStore(tmp_path / "store.db").write([row(0), row(1)._replace(severity=2**64)])
     assert e.value.reason == "unstorable"
+
+
+# InfluxDB
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+FIELDS = NAMES.filter(lambda name: not name.endswith("\\"))  # the client makes lines of such names that no server can read
+REALS = st.floats()
+
+
+@given(st.tuples(*[st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8)] * 5), NAMES,
+       st.lists(REALS, min_size=5, max_size=5), st.dictionaries(FIELDS, REALS, max_size=3), st.dictionaries(FIELDS, REALS, max_size=3), st.integers(0, 2**63 - 1))
+def test_a_verdicts_line_is_the_one_that_the_client_would_make(levels, stream, numbers, indicators, conditions, n):
+    r = Row("/".join(levels), stream, n, n, n, n, *numbers, True, 2, "running", "none", None, False, True, {"h": 0.5}, indicators, conditions,
+            np.zeros(2, np.float32), "ab", "triton", asset_severity=1)
+    p = Point("health")
+    for name, value in zip(("enterprise", "site", "area", "line", "asset"), levels, strict=True):
+        p.tag(name, value)
+    p.tag("stream", stream).time(n)
+    for name, value in zip(("score", "p_value", "p_unadapted", "offset_db", "threshold"), numbers, strict=True):
+        p.field(name, value)
+    for name, value in dict(alarm=1.0, severity=2.0, asset_severity=1.0, running=1.0, supported=0.0, extrapolating=1.0, channel_h=0.5).items():
+        p.field(name, value)
+    known = set(p._fields) | {"epoch", "seq"}
+    conditions = {f"condition_{k}": v for k, v in conditions.items()}
+    for name, value in (indicators | conditions).items():
+        p.field(name, value)
+    p.field("epoch", n).field("seq", n)
+    if known.isdisjoint(indicators):
+        lines = Lines()
+        assert parts(lines.of(r)) == parts(lines.of(r)) == parts(p.to_line_protocol())
+
+
+def parts(line):
+    "Series, fields by name, time: what is between unescaped spaces, commas and equals signs."
+    series, fields, t = split(line, " ")
+    return series, {k: float(v.removesuffix("i")) for k, v in (split(f, "=") for f in split(fields, ","))}, t
+
+
+def split(text, at):
+    found, escaped = [""], False
+    for c in text:
+        if c == at and not escaped:
+            found.append("")
+        else:
+            found[-1] += c
+        escaped = c == "\\" and not escaped
+    return found
+
+
+@pytest.fixture
+def influx(tmp_path):
+    server = servers.Influx(tmp_path / "influx")
+    yield server
+    server.close()
+
+
+def test_init_creates_the_database_and_says_so(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    with pytest.raises(PartMissing, match="predmaint sinks init"):
+        sink.write([row(0)])
+    assert "created" in sink.init()[0] and sink.init() == []
+    sink.write([row(0), event(0)])
+    assert influx.query("SHOW MEASUREMENTS")[0]["values"] == [["event"], ["health"]]
+    sink.close()
+
+
+def test_a_wrong_token_names_the_setting_and_is_not_shown(influx):
+    for call in (lambda s: s.write([row(0)]), lambda s: s.init()):
+        with pytest.raises(PartMissing, match="influx_token") as e:
+            call(InfluxSink(influx.url, "wr0ng"))
+        assert "wr0ng" not in str(e.value)
+
+
+def test_numbers_arrive_as_they_were_and_what_is_not_finite_is_left_out(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    sink.init()
+    sink.write([row(0)._replace(stream="a b,c=d\\", p_value=float("nan"), score=0.1 + 0.2, conditions={"speed, rpm": float("inf"), "load=n": 1e-300, "odd\\": 1.0})])
+    (series,) = influx.query("SELECT * FROM health")
+    found = dict(zip(series["columns"], series["values"][0], strict=True))
+    assert found["score"] == 0.1 + 0.2 and found["condition_load=n"] == 1e-300 and found["asset"] == "fan" and found["epoch"] == EPOCH
+    assert not {"p_value", "condition_speed, rpm"} & set(found)
+    sink.close()
+
+
+def test_two_events_at_the_same_instant_are_two_points(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    sink.init()
+    sink.write([event(0), event(0)._replace(episode="fan@2"), event(0)._replace(kind="diagnosed", stream="", seq=-1, details={"fault": 'a "b" \\'})])
+    assert sum(len(s["values"]) for s in influx.query("SELECT seq FROM event GROUP BY *")) == 3
+    (series,) = influx.query("SELECT fault FROM event WHERE kind = 'diagnosed'")
+    assert series["values"][0][1] == 'a "b" \\'
+    sink.close()
 
 
 # The service

@@ -260,6 +260,11 @@ class Runner:
         self._thread.start()
         return self
 
+    @property
+    def alive(self) -> bool:
+        "Whether its thread is at work."
+        return self._thread.is_alive()
+
     def stop(self, timeout_s: float = 5.0) -> None:
         "End after the write that is under way; one that takes longer than this is left to the end of the process, and made again after the next start."
         self._stop.set()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'SqliteStore', 'sink_names', 'open_sinks', 'init_all', 'Standing', 'cursors', 'dead_letters', 'standings',
-           'start_runners', 'main']
+           'start_runners', 'running', 'main']
 
 # %% ../../nbs/stream/sinks.ipynb #sinkf57bcf
 import json
@@ -13,15 +13,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
 from .journal import Event, JournalReader, Record, Row
-from .metrics import Endpoint, SinkMetrics
+from .metrics import SinkMetrics
+from .page import Page
 from .runner import Cursor, DeadLetters, Runner, Sink
-from .service import set_up_logging, stop_on_signals
+from .service import serve
 
 # %% ../../nbs/stream/sinks.ipynb #sink9078a9
 _STEPS = ["""
@@ -127,7 +130,17 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
     wanted: dict[str, Callable[[], Sink]] = {}
     if s.tsdb_url.startswith("sqlite:"):
         wanted["sqlite"] = lambda: SqliteStore(s.sqlite(s.tsdb_url, "store.db"))
+    else:
+        wanted["influx"] = lambda: _class("influx", "InfluxSink")(s.tsdb_url, s.influx_token.get_secret_value())
+    if s.warehouse_url.startswith("postgresql:"):
+        wanted["postgres"] = lambda: _class("postgres", "PostgresSink")(s.warehouse_url)
+    elif s.warehouse_url:
+        wanted["bigquery"] = lambda: _class("bigquery", "BigQuerySink")(s.warehouse_url)
     return wanted
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(import_module(f"pdm.stream.{module}"), name)
 
 
 def sink_names(settings: Settings) -> list[str]:
@@ -200,22 +213,27 @@ def start_runners(
             for sink in open_sinks(settings)]
 
 
-def main(
-    settings: Settings,
-    stop: threading.Event | None = None,  # set by whoever wants it to end; without it, by SIGTERM and Ctrl-C
-) -> None:
-    "Run all sinks until told to stop. Waits for the journal where there is none yet."
-    set_up_logging()
-    stop = stop or stop_on_signals()
-    metrics = SinkMetrics()
-    page = Endpoint(metrics.registry, settings.sinks_metrics_port, settings.metrics_address)
+@contextmanager
+def running(settings: Settings) -> Iterator[Callable[[], None]]:
+    "All sinks of the settings at work, from when there is a journal on. What this yields is called now and then."
+    metrics, stop, journal = SinkMetrics(), threading.Event(), settings.state_dir / "journal.db"
     runners: list[Runner] = []
+
+    def unhealthy() -> list[str]:
+        return [f"the thread of {r.sink.name} has ended" for r in runners if not r.alive]
+
+    def unready() -> list[str]:
+        waiting = [] if runners else [f"there is no journal at {journal} yet: it is there once an agent has run"]
+        return waiting + [f"{r.sink.name}: {r.failing}" for r in runners if r.failing] + unhealthy()
+
+    def look() -> None:
+        if not runners and _there(journal):
+            runners.extend(start_runners(settings, journal, metrics, stop))
+            log.info("%s from %s, the page is %s", ", ".join(r.sink.name for r in runners), journal, page.url)
+
+    page = Page(metrics.registry, settings.sinks_metrics_port, settings.metrics_address, unhealthy, unready)
     try:
-        journal = settings.state_dir / "journal.db"
-        if _wait_for(journal, stop):
-            runners = start_runners(settings, journal, metrics, stop)
-            log.info("%s from %s, metrics at %s", ", ".join(r.sink.name for r in runners), journal, page.url)
-            stop.wait()
+        yield look
     finally:
         stop.set()
         until = time.monotonic() + 4
@@ -224,15 +242,28 @@ def main(
         page.close()
 
 
-def _wait_for(journal: Path, stop: threading.Event) -> bool:
-    "True once an agent has made the journal."
-    while not stop.is_set():
-        try:
-            with JournalReader(journal) as reader:
-                reader.last_id()
-            return True
-        except (InvalidConfig, sqlite3.OperationalError) as e:  # not there yet, or its tables are not
-            if "schema" in str(e):
-                raise
-            stop.wait(0.1)
-    return False
+def _there(journal: Path) -> bool:
+    "Whether an agent has made the journal."
+    try:
+        with JournalReader(journal) as reader:
+            reader.last_id()
+        return True
+    except (InvalidConfig, sqlite3.OperationalError) as e:  # not there yet, or its tables are not
+        if "schema" in str(e):
+            raise
+        return False
+
+
+def _check(settings: Settings) -> None:
+    "Raises `PdmError` for settings that name a sink wrongly."
+    for sink in open_sinks(settings):
+        sink.close()
+
+
+def main(
+    settings: Settings,
+    stop: threading.Event | None = None,  # set by whoever wants it to end; without it signals are heard
+) -> None:
+    "Run all sinks until told to stop. Waits for the journal where there is none yet."
+    serve(settings, running, _check, stop)
+
