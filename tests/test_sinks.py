@@ -16,8 +16,8 @@ import servers
 from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
-from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 from influxdb_client import Point
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
 from pdm.config import Settings
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
