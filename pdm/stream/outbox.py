@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cbor2
 import numpy as np
