@@ -115,7 +115,7 @@ _BECAUSE = (("beyond retention", "beyond_retention"), ("outside retention", "bey
 
 class InfluxSink:
     "Verdicts and events in a bucket of InfluxDB."
-    name, batch, ordered = "influx", 5000, False
+    name, batch, ordered, pause_s = "influx", 5000, False, 0.1
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
