@@ -63,7 +63,7 @@ _TYPES = {"text": "STRING", "int": "INT64", "float": "FLOAT64", "bool": "BOOL", 
 
 class BigQuerySink:
     "Verdicts and events in the tables `verdict` and `event` of a dataset of BigQuery."
-    name, batch, ordered = "bigquery", 5000, False
+    name, batch, ordered, pause_s = "bigquery", 5000, False, 120.0  # BigQuery allows 1,500 load jobs a day and table
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,

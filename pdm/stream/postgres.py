@@ -79,7 +79,7 @@ def _first_line(e: Exception) -> str:
 
 class PostgresSink:
     "Verdicts and events in the schema `pdm` of a PostgreSQL database (13 or later)."
-    name, batch, ordered = "postgres", 1000, False
+    name, batch, ordered, pause_s = "postgres", 1000, False, 0.1
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
