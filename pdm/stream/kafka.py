@@ -93,6 +93,7 @@ class _Reader:
             "queued.max.messages.kbytes": 4 * MESSAGE_LIMIT // 1024, "fetch.queue.backoff.ms": 20,
             "fetch.wait.max.ms": 50})  # a server answers the requests of a connection in turn: longer waits would hold up `begin`
         self._mutex, self._polling, self._closed = threading.Lock(), threading.Lock(), False
+        self._beginning = False
         self._parts: dict[tuple[str, int], Progress] = {}
         self._filters: dict[str, list[str]] = {}               # with their levels
         self._wanted: dict[str, bool] = {}                     # topics seen so far
@@ -105,12 +106,20 @@ class _Reader:
         "Messages that are handed out and not acknowledged."
         return sum(len(p.open) for p in self._parts.values()) - len(self._ready)
 
-    def begin(self, name: str, partitions: int) -> None:
-        "Read this Kafka topic from now on. Raises `KafkaException`."
+    def begin(self, names: Mapping[str, int]) -> None:
+        "Read these Kafka topics, with so many partitions, from now on. Raises `KafkaException`."
+        self._beginning = True  # a consumer that another thread polls may never give an answer
+        try:
+            with self._polling:
+                for name, partitions in names.items():
+                    if (name, 0) not in self._parts:
+                        self._begin(name, partitions)
+        finally:
+            self._beginning = False
+
+    def _begin(self, name: str, partitions: int) -> None:
         from confluent_kafka import TopicPartition
 
-        if (name, 0) in self._parts:
-            return
         parts = [TopicPartition(name, i) for i in range(partitions)]
         keep = name.rpartition(".")[2] in RETAINED
         marks = [self._consumer.get_watermark_offsets(p, timeout=5) for p in parts]
@@ -146,6 +155,9 @@ class _Reader:
 
     def take(self, limit: int, timeout_s: float) -> list[Message]:
         "What is there for us, up to `limit`, in the order of arrival; at most one wait."
+        if self._beginning:
+            time.sleep(min(timeout_s, 0.01))  # let it in
+            return []
         with self._polling:
             if self._closed:
                 return []
@@ -417,9 +429,10 @@ class Kafka:
             producer.purge()
             reader.close()
 
-    def _list(self, producer: Any) -> dict[str, int]:
+    @staticmethod
+    def _list(client: Any) -> dict[str, int]:
         "How many partitions each Kafka topic has."
-        return {name: len(t.partitions) for name, t in producer.list_topics(timeout=2).topics.items() if not t.error}
+        return {name: len(t.partitions) for name, t in client.list_topics(timeout=2).topics.items() if not t.error}
 
     def _create(self, names: Iterable[str]) -> None:
         "Create those of these Kafka topics that are missing. Raises `KafkaException`."
@@ -447,8 +460,7 @@ class Kafka:
         names = dict.fromkeys(kafka_topic(t) for t in topics)
         if missing := [n for n in names if n not in self._partitions]:
             self._create(missing)
-        for name in names:
-            reader.begin(name, self._partitions[name])
+        reader.begin({name: self._partitions[name] for name in names})
 
     def _say_online(self) -> None:
         if self._announce and (producer := self._producer) is not None:
