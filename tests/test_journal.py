@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdm.errors import InvalidConfig
+from pdm.errors import InvalidConfig, PartMissing
 from pdm.stream.journal import DeadLetter, Event, Group, Journal, JournalDamaged, JournalFull, JournalReader, Mark, Raw, Row
 from pdm.stream.salvage import salvage
 
@@ -659,3 +659,9 @@ def test_one_file_moved_elsewhere_opens_there_and_goes_on(tmp_path):
         assert len(journal.verdicts(*KEY)) == 100 and journal.marks()[(*KEY, 7)].watermark == 99
         journal.commit([Group([row(100)])])
         assert journal.last_id() == 101
+
+
+def test_a_disk_without_room_at_the_start_is_said(tmp_path):
+    (tmp_path / "journal.db").mkdir()  # as good as any reason for which a file can't be opened
+    with pytest.raises(PartMissing, match="has its disk room"):
+        Journal(tmp_path / "journal.db")

@@ -32,12 +32,15 @@ from .broker import open_broker
 from .alarms import Alarm, Command
 from .asset import Owned
 from .bus import Bus, backoff_s
+from .claims import claim
 from .intake import Batch, Intake
-from .journal import Group, Journal, JournalReader, Mark, Row
+from .journal import Group, Journal, JournalFull, JournalReader, Mark, Row
 from .judge import Judge
 from .metrics import AgentMetrics
 from .page import Page
+from .runner import slowest
 from .service import serve
+from .sinks import cursors, sink_names
 
 # %% ../../nbs/stream/agent.ipynb #agen43c83d
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ log = logging.getLogger(__name__)
 def verdict_message(row: Row) -> bytes:
     "The payload of a verdict message: JSON, for dashboards and whoever listens. The journal is what counts."
     names = ("t_ns", "epoch", "seq", "score", "p_value", "threshold", "alarm", "severity", "state", "fault", "episode", "supported", "extrapolating",
-             "channel_scores", "model", "engine", "flags")
+             "channel_scores", "model", "engine", "flags", "asset_severity", "worst")
     return to_json({name: getattr(row, name) for name in names})
 
 
@@ -84,17 +87,17 @@ class Agent:
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
         self._groups: queue.Queue[_Work | None] = queue.Queue(2)
-        self._stopping, self._tell_all, self.failed = threading.Event(), threading.Event(), threading.Event()
-        self._give_up_s, self._trouble, self._tidied_s, self._dropped = float("inf"), "", 0.0, 0
+        self._stopping, self._tell_all, self._tidy_now, self.failed = (threading.Event() for _ in range(4))
+        self._give_up_s, self._trouble = float("inf"), ""
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
-                         for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"))]
+                         for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
         m.connected.set_function(lambda: bus.connected)
         m.commit_queue.set_function(self._groups.qsize)
         bus.on_connect(self._tell_all.set)
 
     def start(self) -> None:
-        "Connect, claim the assets, subscribe and work. Raises `PartMissing` where the bus can't be reached, `InvalidConfig` where another agent has one of them."
+        "Connect, subscribe and work. Raises `PartMissing` where the bus can't be reached."
         if not self._bus.connected:
             self._bus.connect()
         for t in self._threads:
@@ -111,6 +114,7 @@ class Agent:
         self.metrics.ready.set(0)
         self._give_up_s = time.monotonic() + timeout_s
         self._stopping.set()
+        self._tidy_now.set()
         for t in self._threads:
             if t.is_alive():
                 t.join(max(0.1, self._give_up_s - time.monotonic()))
@@ -231,15 +235,31 @@ class Agent:
                 self.metrics.commit_seconds.observe(time.perf_counter() - since)
                 self._trouble = ""
                 return True
-            except sqlite3.OperationalError as e:
+            except (sqlite3.OperationalError, JournalFull) as e:
                 self._trouble = f"the journal can't be written ({e}); nothing is acknowledged until it can"
                 log.error(self._trouble)
                 self.metrics.commit_failures.inc()
                 if time.monotonic() > self._give_up_s - 1:
                     return False
                 self._beats["commit"] = time.monotonic()
+                self._tidy_now.set()
                 time.sleep(backoff_s(attempt, most_s=1.0))
                 attempt += 1
+
+    def _tidy_forever(self) -> None:
+        "Every ten seconds, and when the journal is full: let go what every sink has and nobody needs here."
+        dropped = 0
+        while not self._stopping.is_set():
+            self._beats["tidy"] = time.monotonic()
+            try:
+                self._journal.tidy(self._written(), self._keep_ns)
+            except (sqlite3.OperationalError, OSError, InvalidConfig) as e:
+                log.warning("the journal was not tidied: %s", e)
+            self.metrics.journal_bytes.set(self._journal.used_bytes)
+            self.metrics.journal_dropped.inc(self._journal.dropped - dropped)
+            dropped = self._journal.dropped
+            self._tidy_now.wait(10)
+            self._tidy_now.clear()
 
     def _acknowledge(self, key: tuple[str, str], mark: Mark) -> None:
         if mark.started >= self._acked.get(key, mark).started:
@@ -337,7 +357,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
     "An agent with the parts that the settings name, at work; calling what this yields raises `PdmError` once it has failed."
     with ExitStack() as parts:
         records = load_assets(settings.assets)
-        journal = Journal(settings.state_dir / "journal.db")
+        journal = Journal(settings.state_dir / "journal.db", max_bytes=round(settings.journal_max_gb * 1e9), full=settings.journal_full)
         parts.callback(journal.close)
         metrics = AgentMetrics((r.path, name) for r in records for name in r.streams)
         agent: Agent | None = None  # until it is made, the page says that it is starting
@@ -364,8 +384,12 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         broker = open_broker(settings.broker_url, settings.state_dir / "broker")
         parts.callback(broker.close)
         bus = broker.client(f"predmaint-{settings.agent_id}")
-        archive = open_archive(settings)
-        agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=archive.keep if archive else None)
+        parts.callback(bus.close)
+        bus.connect()
+        claim(bus, broker.client(f"{bus.client_id}-claims", session_s=0, announce=False), {o.asset for o in owned})
+        archive, names = open_archive(settings), sink_names(settings)
+        agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=archive.keep if archive else None,
+                      written=lambda: slowest(cursors(settings), names), keep_days=settings.journal_keep_days)
         parts.callback(agent.stop)
         agent.start()
         gc.collect()
@@ -374,8 +398,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
                  settings.agent_id, len(owned), len(records), broker.kind, engine.url, page.url)
 
         def failed() -> None:
-            if agent.failed.is_set():
-                raise PdmError(f"the agent failed (see the log); nothing is lost: start it again")
+            if agent.failed.is_set() or bus.failure:
+                raise PdmError(f"the agent failed ({bus.failure or 'see the log'}); nothing is lost: start it again")
 
         yield failed
         log.info("agent %s stops", settings.agent_id)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['log', 'JournalFull', 'Journal', 'SPREAD', 'DeadLetter', 'Event', 'Group', 'Mark', 'Raw', 'Record', 'Row',
-           'JournalReader', 'JournalDamaged']
+           'JournalReader', 'JournalDamaged', 'salvage']
 
 # %% ../../nbs/stream/journal.ipynb #jourfa2f8a
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -23,8 +24,9 @@ from ..errors import PartMissing
 from .journal_file import PAGE, JournalDamaged, connect, damage_told, lock
 from .journal_reader import JournalReader
 from .records import SPREAD, DeadLetter, Event, Group, Mark, Raw, Record, Row
+from .salvage import salvage
 
-_all_ = ["SPREAD", "DeadLetter", "Event", "Group", "Mark", "Raw", "Record", "Row", "JournalReader", "JournalDamaged"]
+_all_ = ["SPREAD", "DeadLetter", "Event", "Group", "Mark", "Raw", "Record", "Row", "JournalReader", "JournalDamaged", "salvage"]
 
 # %% ../../nbs/stream/journal.ipynb #jourcb500d
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Journal(JournalReader):
         self.dropped = 0                                 # records that were forgotten before every sink had them
         self._written = 0                                # the id up to which every sink has them
         self._turn = threading.Lock()
+        self._wal = f"{self.path}-wal"
         self._lock = lock(self.path)
         try:
             self._db = connect(self.path, write=True)
@@ -229,19 +232,18 @@ class Journal(JournalReader):
                 raise JournalFull(f"the journal {self.path} has reached its limit of {self.max_bytes / 1e9:g} GB, and its sinks have what is up to "
                                   f"{self._written} of {self._next - 1}: see that they get on, raise journal_max_gb, or set journal_full = \"drop_oldest\"")
             dropped += lost
-        if dropped:
-            log.warning("the journal is full: %d records were forgotten that not every sink has", dropped)
+        if dropped and not self.dropped:
+            log.warning("the journal is full: from here on records are forgotten that not every sink has")
         return dropped
 
     def _bound_wal(self) -> None:
         "Empty a WAL that has grown because somebody was reading all the time. Raises `JournalFull` where that somebody goes on and on."
-        wal = self.path.with_name(self.path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > _WAL_MOST:
+        if os.path.getsize(self._wal) > _WAL_MOST:
             with self._turn:
                 self._checkpoint(0)
-                size = wal.stat().st_size
+                size = os.path.getsize(self._wal)
                 if self.max_bytes is not None and self.used_bytes + size > self.max_bytes + _WAL_MOST:
-                    raise JournalFull(f"{wal} has {size / 1e9:g} GB and can't be emptied while another program reads the journal without an end: stop that one")
+                    raise JournalFull(f"{self._wal} has {size / 1e9:g} GB and can't be emptied while another program reads the journal without an end: stop that one")
 
     def _checkpoint(self, wait_ms: int) -> bool:  # whether all is in the one file
         self._db.execute(f"PRAGMA busy_timeout = {wait_ms}").fetchall()

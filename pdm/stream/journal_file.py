@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'SMALL', 'NUMBERED', 'LARGE', 'PAGE', 'JournalDamaged', 'damage_told', 'half_of', 'lock', 'connect']
 
-# %% ../../nbs/stream/journal_file.ipynb #jour0e2ada
+# %% ../../nbs/stream/journal_file.ipynb #joura531eb
 import fcntl
 import sqlite3
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from ..errors import InvalidConfig, PdmError
+from ..errors import InvalidConfig, PartMissing, PdmError
 
 # %% ../../nbs/stream/journal_file.ipynb #jour8ec12a
 VERSION = 2
@@ -56,7 +56,7 @@ ALTER TABLE verdict ADD COLUMN asset_severity INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE verdict ADD COLUMN worst TEXT NOT NULL DEFAULT '';
 {_NEW_IN_2}"""
 
-# %% ../../nbs/stream/journal_file.ipynb #jour15d940
+# %% ../../nbs/stream/journal_file.ipynb #jourf10a7d
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -71,23 +71,16 @@ class JournalDamaged(PdmError):
 
 @contextmanager
 def damage_told(path: Path) -> Iterator[None]:
-    "Raises `JournalDamaged` where SQLite finds damage, or where what it gives can't be decoded."
+    "Raises `JournalDamaged` where SQLite finds damage."
     try:
         yield
-    except PdmError:
-        raise
-    except ValueError as e:
-        raise JournalDamaged(path, e) from e
-    except sqlite3.OperationalError as e:
-        if not hasattr(e, "sqlite_errorcode"):  # not of SQLite: a text that is none
-            raise JournalDamaged(path, e) from e
-        raise
     except sqlite3.DatabaseError as e:
-        if getattr(e, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
+        no_text = isinstance(e, sqlite3.OperationalError) and not hasattr(e, "sqlite_errorcode")  # of Python's module: what is read is not UTF-8
+        if no_text or getattr(e, "sqlite_errorcode", 0) & 0xFF in _DAMAGE:
             raise JournalDamaged(path, e) from e
         raise
 
-# %% ../../nbs/stream/journal_file.ipynb #jour418ffc
+# %% ../../nbs/stream/journal_file.ipynb #jour5245d4
 _WHOLE = 256 * 2**20
 SMALL = ("stream", "model", "mark", "monitor", "alarm", "counter")
 NUMBERED = ("verdict", "event", "raw")  # by the counter
@@ -115,12 +108,14 @@ def connect(
     path: Path,
     write: bool = False,  # create it, or bring it up to date, where need be
 ) -> sqlite3.Connection:
-    "A connection to a journal. Raises `InvalidConfig` for one that this pdm can't use, `JournalDamaged` for one that nobody can."
+    """A connection to a journal. Raises `InvalidConfig` for one that this pdm can't use, `JournalDamaged` for one that nobody can,
+    and `PartMissing` where there is no room to write it."""
     if half_of(path).exists():
         raise JournalDamaged(path, "a salvage was interrupted, or is under way")
-    db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    db: sqlite3.Connection | None = None
     try:
         with damage_told(path):
+            db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise InvalidConfig(f"journal {path.name} has schema {version}, this pdm knows {VERSION}: use the pdm that wrote it, or another state_dir")
@@ -129,8 +124,11 @@ def connect(
                 _prepare(db, version)
             elif 0 < version < VERSION:
                 raise InvalidConfig(f"journal {path.name} has schema {version}, this pdm reads {VERSION}: its agent brings it up to date when it starts")
-    except BaseException:
-        db.close()
+    except BaseException as e:
+        if db is not None:
+            db.close()
+        if write and isinstance(e, sqlite3.OperationalError):
+            raise PartMissing(f"the journal {path} can't be opened ({e}): has its disk room, and may we write there?") from e
         raise
     return db
 

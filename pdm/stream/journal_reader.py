@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['T', 'JournalReader']
 
-# %% ../../nbs/stream/journal_reader.ipynb #jour8dc827
+# %% ../../nbs/stream/journal_reader.ipynb #jour19f9b9
 from array import array
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 from pydantic_core import from_json
 
 from ..errors import InvalidConfig
-from .journal_file import connect, damage_told
+from .journal_file import JournalDamaged, connect, damage_told
 from .records import DeadLetter, Event, Mark, Raw, Record, Row
 
-# %% ../../nbs/stream/journal_reader.ipynb #jour4569b6
+# %% ../../nbs/stream/journal_reader.ipynb #jour2fc245
 T = TypeVar("T")
 _VERDICT = ("stream.asset, stream.stream, epoch, seq, t_ns, t0_ns, score, p_value, p_unadapted, offset_db, threshold, alarm, severity, state, "
             "fault, episode, supported, extrapolating, channel_scores, indicators, conditions, embedding, model.digest, engine, flags, "
@@ -44,7 +44,7 @@ class JournalReader:
     ) -> list[Record]:      # in the order of their ids
         "What was committed after that one. A kind that is not asked for costs nothing."
         found: list[Record] = []
-        last = 2**63 - 1  # what lies behind the end of a full answer is not fetched
+        last = self.last_id()  # what is committed from here on waits for the next read: half of it might be skipped
         for kind, (columns, table, make) in _KINDS.items():
             if kind in kinds:
                 found += self._all(make, f"{columns} WHERE {table}.id > ? AND {table}.id <= ? ORDER BY {table}.id LIMIT ?", after, last, limit)
@@ -96,7 +96,11 @@ class JournalReader:
     def _all(self, make: Callable[[tuple], T], select: str, *values: Any) -> list[T]:
         "Everything at once: a read that is left standing would keep the WAL from being emptied."
         with damage_told(self.path):
-            return [make(r) for r in self._db.execute(f"SELECT {select}", values).fetchall()]
+            rows = self._db.execute(f"SELECT {select}", values).fetchall()
+        try:
+            return [make(r) for r in rows]
+        except ValueError as e:  # what is there is no JSON, or has not the length of an array
+            raise JournalDamaged(self.path, e) from e
 
     def close(self) -> None:
         self._db.close()

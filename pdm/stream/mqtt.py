@@ -9,6 +9,7 @@ __all__ = ['log', 'Mqtt']
 import logging
 import queue
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -103,16 +104,22 @@ def _read_publish(
 
 class _Buffered:
     "A socket that is read in large pieces."
-    def __init__(self, sock: Any):
-        self._sock, self._data, self._at = sock, b"", 0
+    def __init__(self, sock: Any, failed: Callable[[OSError], None]):
+        self._sock, self._failed, self._data, self._at = sock, failed, b"", 0
         for name in ("send", "fileno", "close", "setblocking", "settimeout", "shutdown"):
             setattr(self, name, getattr(sock, name))
 
     def recv(self, size: int) -> bytes:
         if self._at == len(self._data):
-            if size > 65536:
-                return self._sock.recv(size)
-            self._data, self._at = self._sock.recv(262144), 0
+            try:
+                if size > 65536:
+                    return self._sock.recv(size)
+                self._data, self._at = self._sock.recv(262144), 0
+            except (BlockingIOError, ssl.SSLWantReadError):
+                raise
+            except OSError as e:  # paho would keep to itself what a TLS server says of our certificate
+                self._failed(e)
+                raise
         found = self._data[self._at:self._at + size]
         self._at += len(found)
         return found
@@ -140,9 +147,13 @@ class _Buffered:
 class _Client(paho.Client):
     "paho's client, with PUBLISH read directly and handed to `deliver`."
     deliver: Callable[[Message], None]
+    error = ""  # what the socket said last
 
     def _create_socket(self) -> Any:
-        return _Buffered(super()._create_socket())
+        return _Buffered(super()._create_socket(), self._socket_failed)
+
+    def _socket_failed(self, error: OSError) -> None:
+        self.error = str(error)
 
     def loop_read(self, max_packets: int = 1) -> paho.MQTTErrorCode:
         rc = paho.MQTT_ERR_SUCCESS
@@ -238,6 +249,18 @@ class Mqtt:
         self._last = client.publish(topic, payload, qos, retain, packed)
         return self._last.rc == paho.MQTT_ERR_SUCCESS
 
+    def publish_wait(self, topic: str, payload: bytes, timeout_s: float = 10.0) -> bool:
+        "Publish at QoS 1; whether the broker has said within the timeout that it has it."
+        client = self._client
+        if client is None:
+            return False
+        info = client.publish(topic, payload, 1)
+        try:
+            info.wait_for_publish(timeout_s)
+        except (RuntimeError, ValueError):  # the connection is lost, or the queue is full
+            return False
+        return info.is_published()
+
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         try:
             found = [self._inbox.get(timeout=timeout_s)]
@@ -287,10 +310,11 @@ class Mqtt:
         while not self._closing.is_set() and not self.failure:
             self._lost.clear()
             self._grants.clear()
-            client, properties = self._new_client(), Properties(PacketTypes.CONNECT)
+            properties = Properties(PacketTypes.CONNECT)
             properties.SessionExpiryInterval, properties.ReceiveMaximum = self._session_s, self._receive_maximum
             since = time.monotonic()
             try:
+                client = self._new_client()
                 client.connect(self.address.host, self.address.port, self._keepalive_s, clean_start=self._session_s == 0, properties=properties)
                 client.loop_start()
                 while not self._lost.wait(ONLINE_EXPIRY_S / 3):
@@ -303,7 +327,7 @@ class Mqtt:
                 if connection is not None:
                     connection.shutdown(socket.SHUT_RDWR)  # so that paho's thread ends even where the broker hangs
                 client.loop_stop()
-            except OSError as e:  # nobody there, or TLS refused
+            except OSError as e:  # nobody there, or a certificate that is not accepted or can't be read
                 self._refusal = str(e)
             attempt = 0 if time.monotonic() - since > 5 else attempt + 1
             if not self._closing.is_set() and not self.failure:
@@ -355,9 +379,13 @@ class Mqtt:
             self._grants.add(mid)
             self._granted.notify_all()
 
-    def _disconnected(self, client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+    def _disconnected(self, client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if not self._closing.is_set():
-            log.warning("%s lost the broker: %s", self.client_id, self.failure or reason)
+            log.warning("%s lost the broker: %s", self.client_id, self.failure or client.error or reason)
+        if self._client is None:
+            no_certificate = self.address.tls is not None and "cert" not in self.address.tls
+            closed = "it closes the connection" + (": does it want a certificate of ours (cert, key)?" if no_certificate else "")
+            self._refusal = client.error or self._refusal or closed
         self._lost.set()
 
     def _received(self, message: Message) -> None:
