@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import sqlite3
 import sys
@@ -13,13 +15,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import onnx
 import psutil
-from edge_site import STREAM, Site, path_of
+from conftest import rms_graph
+from edge_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
 from pdm.data.window import decode_ack, parse_topic
-from pdm.model.bundle import Bundle
+from pdm.errors import PartMissing
+from pdm.model.bundle import Bundle, Contract, write_bundle
 from pdm.process import Child
-from pdm.serve.server import TritonServer
+from pdm.serve.server import TritonServer, find_environment
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.bus import Bus
 
@@ -27,6 +32,25 @@ from .proxy import Proxy
 from .tally import Sent, Store, complete, ledger, tally
 
 PATIENCE_S = 120.0  # that anything may take on a busy machine; nothing takes so long where all is well
+POISON = 1e6        # a sample as large as that makes the model of `rms_bundle` fail
+
+
+def rms_bundle(folder: Path) -> Bundle:
+    "The bundle of a model that scores by RMS, and fails on a batch that holds a sample above `POISON`: it gathers from beyond the end of a tensor."
+    model = onnx.load_from_string(rms_graph(2, SAMPLES, 1.0, 0))
+    graph, node = model.graph, onnx.helper.make_node
+    for n in graph.node:
+        n.input[:] = ["drawn_gain" if i == "gain" else i for i in n.input]
+    graph.initializer.append(onnx.helper.make_tensor("poison", onnx.TensorProto.FLOAT, [], [POISON]))
+    for n in reversed([
+        node("ReduceMax", ["window"], ["largest"], keepdims=0),
+        node("Greater", ["largest", "poison"], ["poisoned"]),
+        node("Cast", ["poisoned"], ["place"], to=onnx.TensorProto.INT64),
+        node("Gather", ["gain", "place"], ["drawn_gain"]),
+    ]):
+        graph.node.insert(0, n)
+    return write_bundle(folder, model.SerializeToString(), Contract(
+        name="motor", kind="mahalanobis", channels=("h", "v"), units=("g", "g"), rate_hz=RATE_HZ, samples=SAMPLES, embedding=3, training_data="0" * 64))
 
 
 def wait_for(true: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, pause_s: float = 0.05) -> Any:
@@ -37,6 +61,15 @@ def wait_for(true: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S, 
             raise AssertionError(f"waited {timeout_s:g} s in vain for {what}")
         time.sleep(pause_s)
     return found
+
+
+def has_triton() -> bool:
+    "Whether Triton's environment is here."
+    try:
+        find_environment()
+    except PartMissing:
+        return False
+    return True
 
 
 class Part(Protocol):
@@ -224,7 +257,7 @@ class Rig:
     def __init__(self,
         folder: Path,
         bundle: Bundle,
-        triton: bool = True,       # else the model runs inside the agent
+        triton: bool | None = None,  # whether there is one, else the model runs inside the agent; without it where it is installed
         feeders: int = 2,          # processes that send
         streams: int = 2,          # of each
         rate: float = 300.0,       # windows a second of each feeder, where nothing holds it up
@@ -240,7 +273,8 @@ class Rig:
         self.extra: list[Sent] = []               # what tests have sent themselves
         self.kills = 0
         self.forgotten: set[tuple[str, str, int]] = set()
-        self._with_triton, self._feeders, self._per_feeder, self._rate = triton, feeders, streams, rate
+        self._with_triton = has_triton() if triton is None else triton
+        self._feeders, self._per_feeder, self._rate = feeders, streams, rate
 
     # ---- life
 
@@ -313,20 +347,22 @@ class Rig:
             part.start()
         self.progress()
 
+    def acknowledged(self) -> dict[tuple[str, str], int]:
+        "How many windows of each fed stream were acknowledged so far."
+        return self.witness.count(self.keys[:-1])
+
     def progress(self, least: int = 10) -> None:
         "Wait until that many more windows of every fed stream are acknowledged."
-        fed = self.keys[:-1]
-        before = self.witness.count(fed)
+        before = self.acknowledged()
 
         def behind() -> dict:
-            now = self.witness.count(fed)
-            return {k: now[k] - before[k] for k in fed if now[k] < before[k] + least}
+            self.still_well()
+            return {k: now - before[k] for k, now in self.acknowledged().items() if now < before[k] + least}
 
         try:
             wait_for(lambda: not behind(), "progress")
         except AssertionError as e:
-            raise AssertionError(f"{e}: {behind()} of {least} windows; parts: {self.alive()}\n{self.last_words()}") from None
-        self.still_well()
+            raise AssertionError(f"{e}: {behind()} of {least} windows\n{self.last_words()}") from None
 
     def kill(self, *names: str, pause: Callable[[], None] = lambda: None) -> None:
         "Kill these parts at once, pause, and start them again, servers first."
@@ -353,6 +389,17 @@ class Rig:
         finally:
             os.kill(self.parts[name].pid, signal.SIGCONT)
 
+    @contextmanager
+    def no_room(self, name: str) -> Iterator[None]:
+        "A part that can't make any file longer than it almost is: what a full disk does, but for the error's number."
+        pid = self.parts[name].pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (2**16, hard))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+
     def alive(self) -> dict[str, bool]:
         return {name: part.alive for name, part in self.parts.items()}
 
@@ -362,12 +409,25 @@ class Rig:
         assert not dead, f"{', '.join(dead)} died by itself\n{self.last_words()}"
 
     def last_words(self, lines: int = 6) -> str:
-        return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) for log in sorted(self.folder.glob("*.log")))
+        "The ends of all logs."
+        return "\n".join(f"--- {log.name}\n" + "\n".join(line[:400] for line in log.read_text(errors="replace").splitlines()[-lines:])
+                         for log in sorted(self.folder.glob("*.log")))
+
+    def metric(self, name: str) -> float:
+        "A number of the agent's metrics page, 0 while it says nothing; labels belong to the name."
+        found = re.search(rf"^{re.escape(name)} (\S+)$", self.site.metrics(), re.MULTILINE)
+        return float(found[1]) if found else 0.0
 
     # ---- what came of it
 
     def sent(self) -> list[Sent]:
         return [s for i in range(self._feeders) for s in ledger(self._ledger(i), self.forgotten)] + self.extra
+
+    def so_far(self) -> dict[str, Any]:
+        "The tally of what is acknowledged by now, in the journal alone."
+        acknowledged = dict(self.witness.acknowledged)  # before we look
+        with self.site.reader() as journal:
+            return tally([s._replace(kept=False) for s in self.sent()], acknowledged, journal)
 
     def settle(self) -> dict[str, Any]:
         "Stop sending, wait until everything has arrived, and count."
@@ -380,10 +440,12 @@ class Rig:
             with self.site.reader() as journal:
                 for store in self.stores:
                     def behind(store: Store = store) -> int:
-                        return journal.counts()["verdict"] - sum(store.keys().values()) - len(store.refused())
+                        n = journal.counts()
+                        return n["verdict"] - len(store.keys() | Counter(store.refused())) + n["event"] - len(store.events())
 
-                    wait_for(lambda behind=behind: behind() <= 0, f"{store.name} to have everything", pause_s=0.3)
-                    wait_for(lambda store=store: sum(store.events().values()) >= journal.counts()["event"], f"{store.name} to have all events", pause_s=0.3)
+                    end = time.monotonic() + PATIENCE_S
+                    while behind() > 0 and time.monotonic() < end:  # what is missing then, the tally says
+                        time.sleep(0.3)
                 return tally(self.sent(), self.witness.acknowledged, journal, self.stores)
         except AssertionError as e:
             raise AssertionError(f"{e}; parts: {self.alive()}\n{self.last_words()}") from None

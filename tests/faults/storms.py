@@ -10,29 +10,8 @@ from edge_site import RATE_HZ, SAMPLES, window
 
 from pdm.data.window import MAX_PAYLOAD, AssetPath, encode, topic, user_properties
 
-from .rig import Rig, wait_for
+from .rig import POISON, Rig, wait_for
 from .tally import Sent
-
-POISON = 1e6  # a sample as large as that makes the model of `poisonable` fail
-
-
-def poisonable(onnx: bytes) -> bytes:
-    "The graph of `rms_graph`, made to fail on a batch that holds a sample above `POISON`: it gathers from beyond the end of a tensor."
-    import onnx as o
-
-    model = o.load_from_string(onnx)
-    graph, node = model.graph, o.helper.make_node
-    for n in graph.node:
-        n.input[:] = ["drawn_gain" if i == "gain" else i for i in n.input]
-    graph.initializer.append(o.helper.make_tensor("poison", o.TensorProto.FLOAT, [], [POISON]))
-    for n in reversed([
-        node("ReduceMax", ["window"], ["largest"], keepdims=0),
-        node("Greater", ["largest", "poison"], ["poisoned"]),
-        node("Cast", ["poisoned"], ["place"], to=o.TensorProto.INT64),
-        node("Gather", ["gain", "place"], ["drawn_gain"]),
-    ]):
-        graph.node.insert(0, n)
-    return model.SerializeToString()
 
 
 def _without(message: bytes, key: str, **changes) -> bytes:

@@ -5,17 +5,17 @@ The seed of the random schedule is printed; `PREDMAINT_FAULTS_SEED` sets it, `PR
 
 import os
 import random
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from conftest import rms_graph
-from edge_site import RATE_HZ, SAMPLES
 
 from faults import chaos, storms
-from faults.rig import Rig, wait_for
-from pdm.errors import PartMissing
-from pdm.model.bundle import Contract, write_bundle
+from faults.rig import Rig, rms_bundle, wait_for
+from faults.tally import complete
 from pdm.process import find_program
-from pdm.serve.server import find_environment
 
 SEED = int(os.environ.get("PREDMAINT_FAULTS_SEED", "0")) or random.randrange(1, 10**6)
 WINDOWS = int(os.environ.get("PREDMAINT_FAULTS_WINDOWS", "5000"))
@@ -25,18 +25,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600),
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory):
-    "One site for all tests: each begins, harms and settles; what is counted is everything since the first."
-    folder = tmp_path_factory.mktemp("faults")
-    contract = Contract(name="motor", kind="mahalanobis", channels=("h", "v"), units=("g", "g"), rate_hz=RATE_HZ, samples=SAMPLES, embedding=3, training_data="0" * 64)
-    bundle = write_bundle(folder, storms.poisonable(rms_graph(2, SAMPLES, 1.0, 0)), contract)
-    try:
-        find_environment()
-        triton = True
-    except PartMissing as e:
-        print(f"the model runs inside the agent: {e}")
-        triton = False
-    with Rig(folder / "site", bundle, triton, seed=SEED) as rig:
+def bundle(tmp_path_factory):
+    return rms_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def rig(bundle, tmp_path_factory):
+    "One site for most tests: each begins, harms and settles; what is counted is everything since the first."
+    with Rig(tmp_path_factory.mktemp("faults") / "site", bundle, seed=SEED) as rig:
         yield rig
 
 
@@ -69,6 +65,68 @@ def test_a_poison_window_is_a_dead_letter_and_those_beside_it_are_scored(rig, dr
 def test_windows_that_are_sent_again_and_again_stand_once(rig):
     rig.begin()
     assert storms.duplicates(rig) >= 1000
+    rig.check()
+
+
+@pytest.mark.parametrize("part", ["agent", "sinks"])
+def test_while_there_is_no_room_for_the_journal_nothing_is_acknowledged_that_is_not_in_it(rig, part):
+    rig.begin()
+    failures = "pdm_commit_failures_total"
+    before = rig.metric(failures)
+    with rig.no_room(part):
+        if part == "agent":
+            wait_for(lambda: rig.metric(failures) >= before + 3, "commits to fail")
+            complete(rig.so_far())
+        else:
+            rig.progress(50)
+    rig.progress()
+    rig.check()
+
+
+def test_a_full_file_system_stops_agent_and_sinks_only_while_it_is_full(bundle, tmp_path):
+    data = tmp_path / "site" / "data"
+    data.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(data)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system can't be mounted here: {mounted.stderr.strip()}")
+    try:
+        with Rig(tmp_path / "site", bundle, triton=False, feeders=1) as rig:
+            rig.begin()
+            with (data / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+                while filler.write(bytes(4096)):
+                    continue
+            failures = "pdm_commit_failures_total"
+            wait_for(lambda: rig.metric(failures) >= 3, "commits to fail")
+            complete(rig.so_far())
+            (data / "filler").unlink()
+            rig.progress()
+            rig.check()
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+
+
+def test_the_agents_clock_may_jump_by_an_hour(rig, monkeypatch, tmp_path):
+    library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+    if library is None:
+        pytest.skip("libfaketime is not installed: apt-get install faketime")
+    rig.begin()
+    clock = tmp_path / "clock"
+    for name, value in {"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": clock, "FAKETIME_NO_CACHE": 1, "FAKETIME_DONT_FAKE_MONOTONIC": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    clock.write_text("+0")
+    rig.kill("agent")
+    monkeypatch.undo()
+    for offset in ("+3600", "-3600", "+0"):
+        clock.write_text(offset)
+
+        def committed_then(offset=offset):
+            with rig.site.reader() as journal:
+                last = max(r.committed_ns for r in journal.read(journal.last_id() - 1))
+            return abs(last / 1e9 - time.time() - float(offset)) < 600
+
+        wait_for(committed_then, f"a clock that is off by {offset} s")
+        rig.progress()
+    rig.kill("agent")
     rig.check()
 
 

@@ -29,7 +29,7 @@ def echo():
             threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
-    proxy = Proxy("%s:%d" % server.getsockname())
+    proxy = Proxy(f"127.0.0.1:{server.getsockname()[1]}")
     yield proxy
     proxy.close()
     server.shutdown(socket.SHUT_RDWR)
@@ -108,7 +108,7 @@ def test_a_slow_link_delays_and_throttles(echo):
 def test_a_target_that_is_not_there_resets_the_caller(echo):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        echo.target = "%s:%d" % s.getsockname()
+        echo.target = f"127.0.0.1:{s.getsockname()[1]}"
     with pytest.raises(ConnectionError), call(echo) as c:
         say(c, b"x")
         say(c, b"x")
