@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env demo test check lab docs readme bench export clean
+.PHONY: help need setup triton-env bigquery-env demo test check lab docs readme bench soak export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -56,7 +56,10 @@ readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]' && touch $@
 
 bench: setup .venv/bench  ## all benchmarks, full size; results in benchmarks/results
-	for b in benchmarks/[a-z]*.py; do $(BIN)/python $$b $(BENCH_FLAGS) || exit 1; done
+	for b in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$b $(BENCH_FLAGS) || exit 1; done
+
+soak: setup  ## 100,000 windows through 200 kills, and their tally
+	$(BIN)/python benchmarks/soak.py $(BENCH_FLAGS)
 
 export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export

@@ -148,6 +148,7 @@ class AssetRecord(_Strict):
     machine_class: str | None = None            # group of ISO 20816-3
     poles: int | None = Field(default=None, ge=2)
     speed_range_rpm: tuple[float, float] | None = None
+    false_alarms_per_day: float | None = Field(default=None, gt=0)  # of all its streams together; without it, whatever they add up to
     bearings: dict[str, BearingRecord] = {}
     streams: dict[str, StreamRecord] = {}
 
@@ -155,6 +156,13 @@ class AssetRecord(_Strict):
     @classmethod
     def _five_levels(cls, value: str):
         return str(AssetPath.parse(value))
+
+    @field_validator("streams")
+    @classmethod
+    def _not_the_asset_itself(cls, value: dict):
+        if "asset" in value:
+            raise ValueError("a stream can't be called `asset`: under that name stands the verdict on all of them")
+        return value
 
     def bearing_of(self, stream: str) -> Bearing | None:
         "The bearing that a stream hears, where that is known."

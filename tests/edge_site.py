@@ -1,5 +1,6 @@
 "A small site for the tests of the edge: asset records round a real bundle whose graph scores by RMS, and an agent as a process."
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import yaml
+from pydantic import SecretStr
 
 from pdm.config import Settings, load_settings
 from pdm.data.window import AssetPath, Window, encode, topic, user_properties
@@ -40,6 +42,13 @@ def message(w: Window, i: int = 0, payload: bytes | None = None, properties: boo
     return Message(topic(AssetPath.parse(path_of(i)), w.stream, "window"), encode(w) if payload is None else payload, user_properties(w) if properties else ())
 
 
+def as_text(value: object) -> str:
+    "A setting as the environment holds it."
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return json.dumps(value) if isinstance(value, list | tuple) else str(value)
+
+
 class Site:
     "Asset records and bundle in a folder, and what an agent leaves there."
 
@@ -53,7 +62,11 @@ class Site:
         (folder / "rms.json").write_text(self.record.to_json())
         records = [{"path": path_of(i), "streams": {STREAM: {"bundle": str(bundle.path), "calibration": "rms.json", "bearing": "one"}},
                     "bearings": {"one": {"balls": 9, "ball_diameter_mm": 7.94, "pitch_diameter_mm": 39.04}}} for i in range(assets)]
-        (folder / "assets.yaml").write_text(yaml.safe_dump({"assets": records}))
+        self.write(records)
+
+    def write(self, records: list[dict]) -> None:
+        "The asset records, in place of those that were there."
+        (self.folder / "assets.yaml").write_text(yaml.safe_dump({"assets": records}))
 
     def settings(self, broker_url: str, **changes) -> Settings:
         return load_settings(**({"broker_url": broker_url, "engine_url": "inprocess:", "state_dir": self.folder / "data", "assets": self.folder / "assets.yaml",
@@ -78,7 +91,7 @@ class Site:
     def service(self, name: str, broker_url: str, **changes) -> Child:
         "`agent` or `sinks` as a process of its own."
         s = self.settings(broker_url, **changes)
-        env = {f"PREDMAINT_{k.upper()}": str(getattr(s, k)) for k in {"broker_url", "engine_url", "state_dir", "assets", "metrics_port", *changes}}
+        env = {f"PREDMAINT_{k.upper()}": as_text(getattr(s, k)) for k in {"broker_url", "engine_url", "state_dir", "assets", "metrics_port", *changes}}
         code = f"from pdm.config import load_settings; from pdm.stream.{name} import main; main(load_settings())"
         return Child([sys.executable, "-c", code], self.folder / f"{name}.log", env={**os.environ, **env}, name=name)
 

@@ -1,53 +1,204 @@
-"""The sinks' contract: a row stands in a store once, whatever happens on the way. A new sink joins by a line in `SINKS`."""
+"""The sinks' contract: a record stands in a store once, whatever happens on the way. A new sink joins by a line in `KINDS`.
+
+A kind knows how to open its sink, how to look into the store past the sink, how to take the store away and bring it back, and what a
+record looks like that the store will never take."""
 
 import json
 import sqlite3
 import threading
 import time
+import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
+from hypothesis import given
+from hypothesis import settings as effort
+from hypothesis import strategies as st
+from influxdb_client import Point
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
 from pdm.config import Settings
-from pdm.errors import InvalidConfig, PartMissing
-from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Row
-from pdm.stream.sinks import Cursor, Runner, SqliteStore, main, open_sinks
+from pdm.errors import InvalidConfig, InvalidInput, PartMissing
+from pdm.stream.bigquery import BigQuerySink
+from pdm.stream.influx import InfluxSink, Lines
+from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
+from pdm.stream.postgres import PostgresSink
+from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
+from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
+T0_NS = time.time_ns() // 10**9 * 10**9 - 7200 * 10**9  # what a store with a retention of a day still takes
 
 
 def row(seq, asset=ASSET):
-    return Row(asset, STREAM, EPOCH, seq, seq * 10**9, seq * 10**9, 1.5, 0.5, 0.25, 0.1, 1.6, seq % 2 == 1, 2, "running", "outer_race", "fan@1", True, False,
-               {"h": 1.5}, {"rms_h": 0.2}, {"speed_rpm": 1500.0}, np.arange(3, dtype=np.float32), "ab" * 32, "triton", ("late",))
+    return Row(asset, STREAM, EPOCH, seq, T0_NS + seq * 10**9, T0_NS + seq * 10**9, 1.5, 0.5, 0.25, 0.1, 1.6, seq % 2 == 1, 2, "running", "outer_race", "fan@1",
+               True, False, {"h": 1.5}, {"rms_h": 0.2}, {"speed_rpm": 1500.0}, np.arange(3, dtype=np.float32), "ab" * 32, "triton", ("late",))
 
 
 def event(seq):
-    return Event(ASSET, STREAM, "fan@1", "raised", seq * 10**9, EPOCH, seq, {"score": 1.5})
+    return Event(ASSET, STREAM, "fan@1", "raised", T0_NS + seq * 10**9, EPOCH, seq, {"score": 1.5, "severity": 2})
 
 
-class SqliteKeys:
-    "A SQLite store, and how to look into it."
-    def __init__(self, folder):
-        self.path = folder / "store.db"
+class Kind:
+    "What the suite asks of a store. `record` and `write_journal` are for verdicts unless a kind says otherwise."
+
+    record = staticmethod(row)
+
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def open(self):
-        return SqliteStore(self.path)
+        "The sink, not connected; its store is there and empty."
+        raise NotImplementedError
 
-    def keys(self):
+    def seqs(self) -> list[int]:
+        "The seqs of the records in the store, in order, each as often as it stands there."
+        raise NotImplementedError
+
+    def events(self) -> int | None:
+        "How many events stand there; None for a sink that takes none."
+
+    def down(self):
+        "Take the store away, as a kill would."
+        raise NotImplementedError
+
+    def up(self):
+        "And bring it back as it was."
+        raise NotImplementedError
+
+    def spoil(self, record):
+        "The same record in a shape that the store never takes."
+        raise NotImplementedError
+
+    def close(self): ...
+
+
+class Sqlite(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.path, self.thief = folder / "store.db", None
+
+    def open(self):
+        return SqliteStore(self.path, wait_s=0.05)
+
+    def seqs(self):
         with sqlite3.connect(self.path) as db:
-            return sorted(db.execute("SELECT asset, stream, epoch, seq FROM verdict").fetchall())
+            return [n for (n,) in db.execute("SELECT seq FROM verdict ORDER BY seq")]
 
     def events(self):
         with sqlite3.connect(self.path) as db:
             return db.execute("SELECT count(*) FROM event").fetchone()[0]
 
+    def down(self):
+        self.thief = sqlite3.connect(self.path, isolation_level=None)
+        self.thief.execute("BEGIN EXCLUSIVE")
 
-SINKS = [SqliteKeys]
+    def up(self):
+        self.thief.close()
+
+    def spoil(self, record):
+        return record._replace(severity=2**64)
 
 
-@pytest.fixture(params=SINKS, ids=lambda kind: kind.__name__)
+class Influx(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = servers.Influx(folder / "influx", retention="1d")
+
+    def open(self):
+        return InfluxSink(self.server.url, self.server.token)
+
+    def seqs(self):
+        return self._seqs("health")
+
+    def events(self):
+        return len(self._seqs("event"))
+
+    def _seqs(self, measurement):
+        return sorted(seq for series in self.server.query(f"SELECT seq FROM {measurement}") for _, seq in series["values"])
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(t_ns=record.t_ns - 10 * 86_400 * 10**9)  # older than the server keeps
+
+    def close(self):
+        self.server.close()
+
+
+class Postgres(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        if not (found := postgres_programs()):
+            pytest.skip("no PostgreSQL: pip install 'predmaint[embedded]'")
+        self.server = shared_postgres(next(iter(found)))
+        self.url = self.server.new_database(f"s{uuid.uuid4().hex}")
+
+    def open(self):
+        return PostgresSink(self.url)
+
+    def ask(self, sql):
+        import psycopg
+
+        with psycopg.connect(self.url) as db:
+            return [n for (n,) in db.execute(sql)]
+
+    def seqs(self):
+        return self.ask("SELECT seq FROM pdm.verdict ORDER BY seq")
+
+    def events(self):
+        return self.ask("SELECT count(*) FROM pdm.event")[0]
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(fault="nul \0")
+
+
+class BigQuery(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        if not bigquery_environment():
+            pytest.skip(NO_BIGQUERY)
+        self.server, self.dataset = shared_bigquery(), f"s{uuid.uuid4().hex}"
+
+    def open(self):
+        return BigQuerySink(self.server.url(self.dataset))
+
+    def seqs(self):
+        return [n for (n,) in self.server.ask(f"SELECT seq FROM {self.dataset}.verdict ORDER BY seq")]
+
+    def events(self):
+        return self.server.ask(f"SELECT count(*) FROM {self.dataset}.event")[0][0]
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(severity=2**63)
+
+
+KINDS = [Sqlite, Influx, Postgres, BigQuery]
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def kind(request, tmp_path):
-    return request.param(tmp_path)
+    kind = request.param(tmp_path)
+    yield kind
+    kind.close()
 
 
 @pytest.fixture
@@ -57,69 +208,280 @@ def journal(tmp_path):
     journal.close()
 
 
-def fill(journal, seqs, events=()):
-    journal.commit([Group(rows=[row(s) for s in seqs], events=[event(s) for s in events], marks={(ASSET, STREAM, EPOCH): Mark(EPOCH, max(seqs))})])
+def fill(journal, records):
+    "Commit records of any kind."
+    kinds = {name: [r for r in records if isinstance(r, kind)] for name, kind in (("rows", Row), ("events", Event), ("raw", Raw))}
+    journal.commit([Group(**kinds, marks={(r.asset, r.stream, r.epoch): Mark(r.epoch, r.seq) for r in kinds["rows"]})])
 
 
-def expected(n):
-    return [(ASSET, STREAM, EPOCH, seq) for seq in range(n)]
+class Spoiling:
+    "A reader that spoils some of the records."
+
+    def __init__(self, reader, spoil, seqs):
+        self.reader, self.spoil, self.seqs = reader, spoil, seqs
+
+    def read(self, *args):
+        return [self.spoil(r) if r.seq in self.seqs else r for r in self.reader.read(*args)]
+
+    def __getattr__(self, name):
+        return getattr(self.reader, name)
 
 
-def test_rows_written_twice_stand_once(kind):
-    sink = kind.open()
-    for _ in range(3):
-        sink.write([row(0), event(0), row(1)])
-    sink.close()
-    assert kind.keys() == expected(2) and kind.events() == 1
+@pytest.fixture
+def carry(kind, journal, tmp_path):
+    "A function that makes a runner from the journal to a sink of the kind; the same cursor each time."
+    made = []
+
+    def make(batch=10, spoiled=()):
+        sink = kind.open()
+        sink.batch = batch
+        reader = JournalReader(journal.path)
+        made.append(Runner(Spoiling(reader, kind.spoil, spoiled) if spoiled else reader, sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db")))
+        return made[-1]
+
+    yield make
+    for runner in made:
+        runner.sink.close()
+        runner.reader.close()
 
 
-def test_a_write_that_failed_is_made_again_and_doubles_nothing(kind, journal, tmp_path):
-    fill(journal, range(25), events=[3])
-    sink, cursor = kind.open(), Cursor(tmp_path / "cursor")
-    runner = Runner(JournalReader(journal.path), sink, cursor, batch=10)
-    runner.turn()
-    cursor.id = 0  # as after a kill between the write and the cursor
+def finish(runner):
     while runner.turn():
         pass
-    assert kind.keys() == expected(25) and kind.events() == 1
-    assert Cursor(tmp_path / "cursor").id == journal.last_id()
-    runner.reader.close()
+
+
+def test_records_written_twice_stand_once(kind):
+    sink = kind.open()
+    records = [kind.record(0), kind.record(1)] + ([event(0)] if Event in sink.takes and kind.record is not event else [])
+    for _ in range(3):
+        sink.write(records)
     sink.close()
+    assert kind.seqs() == [0, 1] and kind.events() in (1, None)
 
 
-def test_a_sink_that_refuses_keeps_its_place(journal, tmp_path):
-    fill(journal, range(5))
+def test_a_kill_between_write_and_cursor_loses_and_doubles_nothing(kind, journal, carry):
+    fill(journal, [kind.record(s) for s in range(25)])
+    runner = carry()
+    state = runner.cursor.path
+    runner.turn()
+    state.unlink(missing_ok=True)  # as if the power went before the cursor was moved
+    runner = carry()
+    finish(runner)
+    assert kind.seqs() == list(range(25))
+    assert Cursor(state).done == journal.last_id()
 
-    class Refusing:
-        name = "refusing"
 
-        def write(self, rows):
-            raise PartMissing("no")
+def test_a_store_that_is_down_at_start_gets_everything_when_it_is_there(kind, journal, carry):
+    fill(journal, [kind.record(s) for s in range(15)])
+    kind.down()
+    runner = carry()
+    for _ in range(2):
+        with pytest.raises(PartMissing):
+            runner.turn()
+    assert runner.cursor.done == 0
+    kind.up()
+    finish(runner)
+    assert kind.seqs() == list(range(15))
 
-        def close(self): ...
 
-    runner = Runner(JournalReader(journal.path), Refusing(), Cursor(tmp_path / "cursor"))
+def test_a_store_that_goes_away_in_between_gets_everything_when_it_is_back(kind, journal, carry):
+    fill(journal, [kind.record(s) for s in range(30)])
+    runner = carry()
+    runner.turn()
+    kind.down()
     with pytest.raises(PartMissing):
         runner.turn()
-    assert runner.cursor.id == 0
-    runner.reader.close()
+    fill(journal, [kind.record(s) for s in range(30, 40)])
+    kind.up()
+    finish(runner)
+    assert kind.seqs() == list(range(40))
 
 
-def test_another_journal_is_written_from_its_beginning(kind, journal, tmp_path):
-    fill(journal, range(3))
-    cursor = Cursor(tmp_path / "cursor")
-    cursor.move(10**6)
+def test_one_record_that_the_store_refuses_is_a_dead_letter_and_the_others_are_stored(kind, journal, carry, tmp_path):
+    fill(journal, [kind.record(s) for s in range(25)])
+    runner = carry(spoiled={3, 17})
+    finish(runner)
+    letters = DeadLetters(tmp_path / "refused.db").read(runner.sink.name)
+    assert kind.seqs() == [s for s in range(25) if s not in (3, 17)]
+    assert sorted(r.seq for r in letters) == [3, 17] and all(r.reason not in ("", "invalid") and r.detail for r in letters)
+    assert runner.cursor.done == journal.last_id()
+    assert runner.metrics.registry.get_sample_value("pdm_sink_dead_letters_total", {"sink": runner.sink.name, "reason": letters[0].reason}) == 2
+
+
+def test_another_journal_is_written_from_its_beginning(kind, journal, carry, tmp_path):
+    fill(journal, [kind.record(s) for s in range(3)])
+    Cursor(tmp_path / "cursor").move(10**6)
+    finish(carry())
+    assert kind.seqs() == [0, 1, 2]
+
+
+def test_after_a_long_outage_live_records_and_the_backlog_take_turns(kind, journal, carry):
+    fill(journal, [kind.record(s) for s in range(200)])
+    runner = carry()
+    runner.turn()
+    runner.turn()
+    if runner.sink.ordered:
+        assert kind.seqs() == list(range(20))
+    else:
+        assert kind.seqs() == [*range(10), *range(190, 200)]  # the newest first
+        fill(journal, [kind.record(s) for s in range(200, 205)])
+        runner.turn()
+        assert kind.seqs() == [*range(10), *range(190, 205)]
+    finish(runner)
+    n = 200 if runner.sink.ordered else 205
+    assert kind.seqs() == list(range(n)) and runner.cursor.ahead == []
+
+
+def test_nothing_is_connected_before_it_is_needed_and_init_can_be_repeated(kind):
     sink = kind.open()
-    runner = Runner(JournalReader(journal.path), sink, cursor)
-    while runner.turn():
-        pass
-    assert kind.keys() == expected(3)
-    runner.reader.close()
+    sink.init()
+    assert sink.init() == sink.init()
     sink.close()
+
+
+# The runner alone: a store in memory, and failures wherever they can be
+
+
+class Memory:
+    name, takes, batch, ordered = "memory", (Row, Event), 3, False
+
+    def __init__(self):
+        self.seqs: list[int] = []
+
+    def init(self):
+        return []
+
+    def write(self, rows):
+        self.seqs += [r.seq for r in rows]
+
+    def close(self): ...
+
+
+@effort(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.tuples(st.just("commit"), st.integers(1, 60)), st.tuples(st.just("turn"), st.integers(1, 4)),
+                          st.tuples(st.sampled_from(["down", "killed before the write", "killed after the write"]), st.just(1))), max_size=30))
+def test_whatever_fails_and_whenever_it_is_killed_every_record_arrives_and_the_cursor_is_one_number(tmp_path_factory, steps):
+    folder = tmp_path_factory.mktemp("steps")
+
+    class Killed(BaseException):
+        pass
+
+    class Failing(Memory):
+        failure: BaseException | None = None
+        after = False
+
+        def write(self, rows):
+            failure, self.failure = self.failure, None
+            if failure is None or self.after:
+                self.seqs += [r.id for r in rows]
+            if failure is not None:
+                raise failure
+
+    sink, n = Failing(), 0
+    with Journal(folder / "journal.db") as journal:
+        def new():
+            return Runner(journal, sink, Cursor(folder / "cursor"), DeadLetters(folder / "refused.db"))
+
+        runner = new()
+        for what, count in steps:
+            if what == "commit":
+                fill(journal, [row(s) if s % 5 else event(s) for s in range(n, n + count)])
+                n += count
+            elif what == "turn":
+                for _ in range(count):
+                    runner.turn()
+            else:
+                sink.failure, sink.after = (PartMissing("no") if what == "down" else Killed()), what.endswith("after the write")
+                try:
+                    runner.turn()
+                except PartMissing:
+                    pass
+                except Killed:
+                    runner = new()
+                sink.failure = None
+            claimed = [(0, runner.cursor.done), *runner.cursor.ahead]
+            assert {i for after, upto in claimed for i in range(after + 1, upto + 1)} <= set(sink.seqs)
+        finish(runner)
+    assert set(sink.seqs) == set(range(1, n + 1))
+    assert n == 0 or (folder / "cursor").read_text() == str(n)
+
+
+def test_live_records_are_not_starved_by_a_backlog_nor_the_backlog_by_them(journal, tmp_path):
+    fill(journal, [row(s) for s in range(300)])
+    sink = Memory()
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    for n in range(300, 400):  # one arrives while three are written
+        runner.turn()
+        fill(journal, [row(n)])
+    assert max(sink.seqs) >= 396
+    assert runner.cursor.done >= 140
+    runner.reader.close()
+
+
+def test_a_sink_that_needs_order_gets_it_after_an_outage(journal, tmp_path):
+    fill(journal, [row(s) for s in range(300)])
+    sink = Memory()
+    sink.ordered = True
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    finish(runner)
+    assert sink.seqs == list(range(300))
+    runner.reader.close()
+
+
+def test_a_cursor_passes_over_what_its_sink_does_not_take(journal, tmp_path):
+    fill(journal, [*(row(s) for s in range(50)), event(50), *(row(s) for s in range(51, 60))])
+    sink = Memory()
+    sink.takes = (Event,)
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    finish(runner)
+    runner.cursor.save()
+    assert sink.seqs == [50] and slowest(tmp_path, ["cursor"]) == journal.last_id()
+    runner.reader.close()
+
+
+def test_what_the_journal_gave_up_is_counted_and_holds_nothing_up(journal, tmp_path):
+    fill(journal, [row(s) for s in range(20)])
+    with sqlite3.connect(journal.path) as db:
+        db.execute("DELETE FROM verdict WHERE id <= 5")
+    sink = Memory()
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    finish(runner)
+    assert sorted(sink.seqs) == list(range(5, 20)) and runner.cursor.done == 20
+    assert runner.metrics.registry.get_sample_value("pdm_sink_missed_rows_total", {"sink": "memory"}) == 5
+    runner.reader.close()
+
+
+def test_a_setting_that_is_wrong_makes_no_dead_letters(journal, tmp_path):
+    fill(journal, [row(0)])
+
+    class Misled(Memory):
+        def write(self, rows):
+            raise InvalidConfig("no such place")
+
+    runner = Runner(JournalReader(journal.path), Misled(), Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    with pytest.raises(InvalidConfig):
+        runner.turn()
+    assert DeadLetters(tmp_path / "refused.db").read() == [] and runner.cursor.done == 0
+    runner.reader.close()
+
+
+def test_a_cursor_of_the_first_version_is_read(tmp_path):
+    (tmp_path / "cursor").write_text("41")
+    assert Cursor(tmp_path / "cursor").done == 41
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12"])
+def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
+    (tmp_path / "cursor").write_text(text)
+    with pytest.raises(InvalidConfig, match="delete it"):
+        Cursor(tmp_path / "cursor")
+
+
+# SQLite
 
 
 def test_what_is_stored_is_what_was_journaled(journal, tmp_path):
-    fill(journal, [0])
+    fill(journal, [row(0)])
     store = SqliteStore(tmp_path / "store.db")
     store.write(journal.read())
     with sqlite3.connect(tmp_path / "store.db") as db:
@@ -129,33 +491,148 @@ def test_what_is_stored_is_what_was_journaled(journal, tmp_path):
     store.close()
 
 
+def test_a_store_of_the_time_before_versions_is_brought_up_to_date(tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    store.write([row(0)])
+    with sqlite3.connect(tmp_path / "store.db") as db:  # as the first version left it
+        for column in ("asset_severity", "worst"):
+            db.execute(f"ALTER TABLE verdict DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 0")
+    store.close()
+    store.write([row(1)._replace(asset_severity=2, worst="current")])
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        assert db.execute("SELECT seq, asset_severity, worst FROM verdict ORDER BY seq").fetchall() == [(0, 0, ""), (1, 2, "current")]
+    store.close()
+
+
+def test_a_store_of_a_newer_version_is_left_alone(tmp_path):
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(PartMissing, match="version 99"):
+        SqliteStore(tmp_path / "store.db").write([row(0)])
+
+
+def test_a_store_refuses_what_it_can_not_hold(tmp_path):
+    with pytest.raises(InvalidInput, match="can't hold") as e:
+        SqliteStore(tmp_path / "store.db").write([row(0), row(1)._replace(severity=2**64)])
+    assert e.value.reason == "unstorable"
+
+
+# InfluxDB
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
+FIELDS = NAMES.filter(lambda name: not name.endswith("\\"))  # the client makes lines of such names that no server can read
+REALS = st.floats()
+
+
+@given(st.tuples(*[st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/"), min_size=1, max_size=8)] * 5), NAMES,
+       st.lists(REALS, min_size=5, max_size=5), st.dictionaries(FIELDS, REALS, max_size=3), st.dictionaries(FIELDS, REALS, max_size=3), st.integers(0, 2**63 - 1))
+def test_a_verdicts_line_is_the_one_that_the_client_would_make(levels, stream, numbers, indicators, conditions, n):
+    r = Row("/".join(levels), stream, n, n, n, n, *numbers, True, 2, "running", "none", None, False, True, {"h": 0.5}, indicators, conditions,
+            np.zeros(2, np.float32), "ab", "triton", asset_severity=1)
+    p = Point("health")
+    for name, value in zip(("enterprise", "site", "area", "line", "asset"), levels, strict=True):
+        p.tag(name, value)
+    p.tag("stream", stream).time(n)
+    for name, value in zip(("score", "p_value", "p_unadapted", "offset_db", "threshold"), numbers, strict=True):
+        p.field(name, value)
+    for name, value in dict(alarm=1.0, severity=2.0, asset_severity=1.0, running=1.0, supported=0.0, extrapolating=1.0, channel_h=0.5).items():
+        p.field(name, value)
+    known = set(p._fields) | {"epoch", "seq"}
+    conditions = {f"condition_{k}": v for k, v in conditions.items()}
+    for name, value in (indicators | conditions).items():
+        p.field(name, value)
+    p.field("epoch", n).field("seq", n)
+    if known.isdisjoint(indicators):
+        lines = Lines()
+        assert parts(lines.of(r)) == parts(lines.of(r)) == parts(p.to_line_protocol())
+
+
+def parts(line):
+    "Series, fields by name, time: what is between unescaped spaces, commas and equals signs."
+    series, fields, t = split(line, " ")
+    return series, {k: float(v.removesuffix("i")) for k, v in (split(f, "=") for f in split(fields, ","))}, t
+
+
+def split(text, at):
+    found, escaped = [""], False
+    for c in text:
+        if c == at and not escaped:
+            found.append("")
+        else:
+            found[-1] += c
+        escaped = c == "\\" and not escaped
+    return found
+
+
+@pytest.fixture
+def influx(tmp_path):
+    server = servers.Influx(tmp_path / "influx")
+    yield server
+    server.close()
+
+
+def test_init_creates_the_database_and_says_so(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    with pytest.raises(PartMissing, match="predmaint sinks init"):
+        sink.write([row(0)])
+    assert "created" in sink.init()[0] and sink.init() == []
+    sink.write([row(0), event(0)])
+    assert influx.query("SHOW MEASUREMENTS")[0]["values"] == [["event"], ["health"]]
+    sink.close()
+
+
+def test_a_wrong_token_names_the_setting_and_is_not_shown(influx):
+    for call in (lambda s: s.write([row(0)]), lambda s: s.init()):
+        with pytest.raises(PartMissing, match="influx_token") as e:
+            call(InfluxSink(influx.url, "wr0ng"))
+        assert "wr0ng" not in str(e.value)
+
+
+def test_numbers_arrive_as_they_were_and_what_is_not_finite_is_left_out(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    sink.init()
+    sink.write([row(0)._replace(stream="a b,c=d\\", p_value=float("nan"), score=0.1 + 0.2, conditions={"speed, rpm": float("inf"), "load=n": 1e-300, "odd\\": 1.0})])
+    (series,) = influx.query("SELECT * FROM health")
+    found = dict(zip(series["columns"], series["values"][0], strict=True))
+    assert found["score"] == 0.1 + 0.2 and found["condition_load=n"] == 1e-300 and found["asset"] == "fan" and found["epoch"] == EPOCH
+    assert not {"p_value", "condition_speed, rpm"} & set(found)
+    sink.close()
+
+
+def test_two_events_at_the_same_instant_are_two_points(influx):
+    sink = InfluxSink(influx.url, influx.token)
+    sink.init()
+    sink.write([event(0), event(0)._replace(episode="fan@2"), event(0)._replace(kind="diagnosed", stream="", seq=-1, details={"fault": 'a "b" \\'})])
+    assert sum(len(s["values"]) for s in influx.query("SELECT seq FROM event GROUP BY *")) == 3
+    (series,) = influx.query("SELECT fault FROM event WHERE kind = 'diagnosed'")
+    assert series["values"][0][1] == 'a "b" \\'
+    sink.close()
+
+
+# The service
+
+
 def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
     stop, settings = threading.Event(), Settings(state_dir=tmp_path / "data", sinks_metrics_port=0)
     service = threading.Thread(target=main, args=(settings, stop))
     service.start()
     time.sleep(0.3)
     journal = Journal(tmp_path / "data/journal.db")
-    fill(journal, range(4))
-    end, found = time.monotonic() + 10, 0
-    while found < 4 and time.monotonic() < end:
+    fill(journal, [row(s) for s in range(4)])
+    end = time.monotonic() + 10
+    while standings(settings)[0].behind and time.monotonic() < end:
         time.sleep(0.05)
-        try:
-            with sqlite3.connect(tmp_path / "data/store.db") as db:
-                found = db.execute("SELECT count(*) FROM verdict").fetchone()[0]
-        except sqlite3.OperationalError:  # not made yet
-            found = 0
     stop.set()
     service.join(10)
     journal.close()
-    assert found == 4 and not service.is_alive()
+    with sqlite3.connect(tmp_path / "data/store.db") as db:
+        assert db.execute("SELECT count(*) FROM verdict").fetchone() == (4,)
+    assert not service.is_alive()
 
 
-def test_a_store_that_this_version_does_not_have_is_refused():
-    with pytest.raises(InvalidConfig, match="SQLite only"):
-        open_sinks(Settings(tsdb_url="influxdb://host:8086/org/bucket"))
-
-
-def test_a_cursor_that_is_none_says_what_to_do(tmp_path):
-    (tmp_path / "cursor").write_text("x")
-    with pytest.raises(InvalidConfig, match="delete it"):
-        Cursor(tmp_path / "cursor")
+def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):
+    settings = Settings(state_dir=tmp_path)
+    assert sink_names(settings) == [s.name for s in open_sinks(settings)]
+    assert list(init_all(settings)) and list(init_all(settings)) == ["sqlite: ready, nothing to do"]

@@ -1,5 +1,6 @@
 """The site in _docs, or with --readme README.md, both from nbs/. Quarto where it is on PATH, else smalldocs."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ def readme() -> str:
     parts = []
     for cell in nbformat.read(ROOT / "nbs/index.ipynb", 4).cells:
         if cell.cell_type == "markdown":
-            parts.append(cell.source.replace("](tutorials/", "](nbs/tutorials/"))  # from the root instead of from nbs/
+            parts.append(re.sub(r"\]\((tutorials|explanations)/", r"](nbs/\1/", cell.source))  # from the root instead of from nbs/
         elif cell.cell_type == "code" and not cell.source.startswith("#| hide"):
             parts.append(f"```python\n{cell.source}\n```")
             text = "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)

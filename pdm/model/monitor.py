@@ -278,6 +278,19 @@ class Monitor:
         "Share of the running time spent in alarm."
         return self._s.in_alarm / self._s.running if self._s.running else 0.0
 
+    def clear(self) -> None:
+        "End the alarm: somebody has seen to its cause. It is raised again, as the same episode within the hour, where the scores still say so."
+        s = self._s
+        if s.alarm:
+            s.alarm, s.cleared = False, s.t
+        s.streak, s.next, s.quiet = 0, None, 0
+
+    def renew(self) -> None:
+        "The machine was worked on and is another one now: forget what was learnt since the calibration. What was counted stays counted."
+        self.clear()
+        s = self._s
+        s.offset, s.level, s.level_at_raise, s.cleared = 0.0, None, None, None
+
     def to_state(self) -> dict:
         "All that the monitor remembers, as JSON can hold it."
         return {"record": self._id, **{name: getattr(self._s, name) for name in _State.__slots__}}

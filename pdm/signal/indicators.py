@@ -20,13 +20,12 @@ def indicators(
     rate_hz: float,      # samples a second
 ) -> dict[str, np.ndarray]:  # float64 [channel] each: mean, rms, peak, crest, kurtosis, mean_hz
     "The classical indicators of each channel. A constant channel has crest, kurtosis and `mean_hz` 0."
-    x = np.asarray(window, float)
+    x = np.array(window, float)  # ours to change: a batch in place is five times faster than with arrays that come and go
     if x.ndim != 2 or x.shape[1] < 2:
         raise InvalidWindow(f"a window is [channel, sample] with at least 2 samples, got shape {x.shape}", reason="wrong_shape")
     n = x.shape[1]
     mean = x.sum(1) / n
-    x = x - mean[:, None]
-    square = x * x
+    x -= mean[:, None]
     power = np.vecdot(x, x) / n
     if not np.isfinite(power).all():
         raise InvalidWindow("the window holds NaN or infinite samples", reason="not_finite")
@@ -34,10 +33,11 @@ def indicators(
     peak = np.maximum(x.max(1), -x.min(1))
     moves = rms > 1e-12 * np.abs(mean)  # more than rounding
     unit = rms if moves.all() else np.where(moves, rms, 1.0)
-    slope = 2 * (n * power - np.vecdot(x[:, 1:], x[:, :-1])) - square[:, 0] - square[:, -1]  # sum of squared steps
+    slope = 2 * (n * power - np.vecdot(x[:, 1:], x[:, :-1])) - x[:, 0] ** 2 - x[:, -1] ** 2  # sum of squared steps
     sine = np.sqrt(np.maximum(slope, 0) / (n - 1)) / (2 * unit)
+    np.square(x, out=x)
     return {"mean": mean, "rms": rms, "peak": peak, "crest": moves * peak / unit,
-            "kurtosis": moves * np.vecdot(square, square) / (n * unit**4),
+            "kurtosis": moves * np.vecdot(x, x) / (n * unit**4),
             "mean_hz": moves * np.arcsin(np.minimum(1.0, sine)) * (rate_hz / np.pi)}
 
 # %% ../../nbs/signal/indicators.ipynb #indi663b90

@@ -1,0 +1,106 @@
+"""Real servers for tests: each on free ports of this machine, killed and started again on the same ones, and gone with the test.
+
+What is not installed is skipped, with the command that brings it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import pytest
+
+from pdm.process import Child, find_program, free_port
+
+
+def need(package: str, *programs: str) -> list[Path]:
+    "Where these programs are; skips the test where one is missing."
+    found = [find_program(p) for p in programs]
+    if None in found:
+        pytest.skip(f"apt-get install {package}")
+    return found
+
+
+def answers(url: str, codes: tuple[int, ...] = (200, 204)) -> bool:
+    try:
+        return urlopen(url, timeout=1).status in codes
+    except (URLError, OSError):
+        return False
+
+
+class Influx:
+    """influxd 1.x from apt behind nginx, which gives it /api/v2/write and asks for a token: what InfluxDB 1.8, 2 and 3 have by themselves.
+    See shared notes on Debian's 1.6.7."""
+
+    org, bucket, token = "plant", "pdm", "edge-token"
+
+    def __init__(self, folder: Path, retention: str | None = None):
+        self.influxd, self.nginx = need("influxdb nginx-light", "influxd", "nginx")
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.inner, rpc = free_port(), free_port(), free_port()
+        (folder / "influx.toml").write_text(
+            f'bind-address = "127.0.0.1:{rpc}"\nreporting-disabled = true\n[meta]\ndir = "{folder}/meta"\n[data]\ndir = "{folder}/data"\n'
+            f'wal-dir = "{folder}/wal"\nquery-log-enabled = false\n[monitor]\nstore-enabled = false\n'
+            f'[http]\nbind-address = "127.0.0.1:{self.inner}"\nlog-enabled = false\n')
+        (folder / "nginx.conf").write_text(_NGINX % {"user": "user root;" if os.geteuid() == 0 else "", "folder": folder, "inner": self.inner,
+                                                     "port": self.port, "token": self.token})
+        self.children: list[Child] = []
+        self.start()
+        if retention is not None:
+            self.query(f'CREATE DATABASE "{self.bucket}" WITH DURATION {retention} REPLICATION 1')
+
+    @property
+    def url(self) -> str:
+        return f"influxdb://127.0.0.1:{self.port}/{self.org}/{self.bucket}"
+
+    def start(self):
+        self.children = [
+            Child([self.influxd, "-config", self.folder / "influx.toml"], self.folder / "influxd.log")
+            .wait_ready(lambda: answers(f"http://127.0.0.1:{self.inner}/ping")),
+            Child([self.nginx, "-p", self.folder, "-e", "stderr", "-c", self.folder / "nginx.conf"], self.folder / "nginx.log")
+            .wait_ready(lambda: answers(f"http://127.0.0.1:{self.port}/health"))]
+
+    def kill(self):
+        "SIGKILL to both."
+        for child in reversed(self.children):
+            child.kill()
+
+    def close(self):
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def query(self, q: str) -> list[dict]:
+        "The series that InfluxQL finds; past the proxy."
+        body = urlencode({"q": q, "db": self.bucket, "epoch": "ns"}).encode()
+        result = json.load(urlopen(f"http://127.0.0.1:{self.inner}/query", body, timeout=10))["results"][0]
+        assert "error" not in result, result["error"]
+        return result.get("series", [])
+
+
+_NGINX = """
+daemon off; master_process off; pid %(folder)s/nginx.pid; %(user)s error_log stderr crit;
+events { worker_connections 256; }
+http {
+  access_log off; client_max_body_size 50m; client_body_buffer_size 16m;
+  client_body_temp_path %(folder)s/t1; proxy_temp_path %(folder)s/t2; fastcgi_temp_path %(folder)s/t3; uwsgi_temp_path %(folder)s/t4; scgi_temp_path %(folder)s/t5;
+  upstream influx1 { server 127.0.0.1:%(inner)d; keepalive 16; }
+  map $arg_bucket $v1db { default $arg_bucket; "~^(?<d>[^%%/]+)(?:%%2[Ff]|/)(?<r>.+)$" $d; }
+  map $arg_bucket $v1rp { default "autogen"; "~^(?<d2>[^%%/]+)(?:%%2[Ff]|/)(?<r2>.+)$" $r2; }
+  map $arg_precision $v1p { default n; ns n; us u; ms ms; s s; }
+  map $http_authorization $okauth { default 0; "Token %(token)s" 1; }
+  proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Authorization "";
+  server {
+    listen 127.0.0.1:%(port)d;
+    location = /api/v2/write {
+      if ($okauth = 0) { return 401 '{"code":"unauthorized","message":"unauthorized access"}'; }
+      rewrite ^ /write?db=$v1db&rp=$v1rp&precision=$v1p? break; proxy_pass http://influx1; }
+    location = /query { if ($okauth = 0) { return 401 '{"error":"unauthorized access"}'; } proxy_pass http://influx1; }
+    location = /ping { proxy_pass http://influx1; }
+    location = /health { default_type application/json; return 200 '{"name":"influxdb","status":"pass"}'; }
+    location / { default_type application/json; return 404 '{"error":"not found"}'; }
+  }
+}
+"""

@@ -1,0 +1,117 @@
+"""`predmaint agent` and `predmaint sinks` as whoever runs them sees them: health, readiness, reload, logs."""
+
+import json
+import signal
+import time
+from contextlib import ExitStack
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of, window
+
+from pdm.stream.broker import EmbeddedBroker
+from pdm.stream.sensor_client import SensorClient
+
+pytestmark = pytest.mark.timeout(90)
+
+
+def wait_for(true, timeout_s=20):
+    end = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+def look(port, path):
+    "Status and reasons of `/healthz` or `/readyz`."
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, json.load(answer)["reasons"]
+    except HTTPError as e:
+        return e.code, json.load(e)["reasons"]
+
+
+@pytest.fixture
+def site(make_bundle, tmp_path):
+    return Site(tmp_path / "site", make_bundle(samples=SAMPLES, rate_hz=RATE_HZ))
+
+
+@pytest.fixture
+def running(site):
+    "A broker, an agent as a process, and a sender; all of it ends with the test."
+    with EmbeddedBroker() as broker, ExitStack() as stack:
+        agent = site.agent(broker.url)
+        stack.callback(agent.stop)
+        yield broker, agent, stack.enter_context(SensorClient(broker.url, resend_s=0.5))
+
+
+def opened(client, i):
+    return client.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"])
+
+
+def reloads(site):
+    return sum("reloading" in line or "told to reload" in line for line in site.log().splitlines())
+
+
+def reload(site, agent):
+    before = reloads(site)
+    agent.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: reloads(site) > before)
+
+
+def test_an_agent_without_its_broker_is_unready_and_healthy(site, running):
+    broker, _, client = running
+    assert look(site.metrics_port, "/healthz") == look(site.metrics_port, "/readyz") == (200, [])
+    broker.kill()
+    wait_for(lambda: look(site.metrics_port, "/readyz") == (503, ["no connection to the broker"]))
+    assert look(site.metrics_port, "/healthz") == (200, [])
+    broker.restart()
+    wait_for(lambda: look(site.metrics_port, "/readyz") == (200, []), 40)
+
+
+def test_new_records_are_taken_up_on_sighup_and_nothing_is_lost(site, running):
+    _, agent, client = running
+    records = yaml.safe_load((site.folder / "assets.yaml").read_text())["assets"]
+    streams = [opened(client, i) for i in range(3)]
+    for n in range(20):
+        for s in streams:
+            s.send(window(n).samples)
+    wait_for(lambda: [s.acknowledged for s in streams] == [20, 20, 0])  # nobody has the third
+    site.write([*records, records[0] | {"path": path_of(2)}])
+    reload(site, agent)
+    for n in range(20, 40):
+        for s in streams:
+            s.send(window(n).samples)
+    client.flush(30)
+    assert agent.alive and agent.stop() == 0
+    with site.reader() as journal:
+        for i, s in enumerate(streams):
+            assert sorted(r.seq for r in journal.verdicts(*key_of(i)) if r.epoch == s.epoch) == list(range(40))
+
+
+def test_records_that_make_no_sense_are_refused_and_the_agent_goes_on(site, running):
+    _, agent, client = running
+    good = (site.folder / "assets.yaml").read_text()
+    for wrong, says in (("assets: 5\n", "expected `assets:` and a list"), (good.replace("rms.json", "nothing.json"), "nothing.json")):
+        (site.folder / "assets.yaml").write_text(wrong)
+        reload(site, agent)
+        assert says in site.log() and "it goes on as it was" in site.log()
+    s = opened(client, 0)
+    s.send(window(0).samples)
+    client.flush(20)
+    assert agent.alive
+
+
+def test_logs_are_lines_of_json_where_no_person_watches(site, running):
+    lines = [json.loads(line) for line in site.log().splitlines()]
+    assert lines and all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert any("takes 2 streams of 2 assets" in line["message"] for line in lines)
+
+
+def test_a_stranger_on_the_page_is_told_what_there_is(site, running):
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"http://127.0.0.1:{site.metrics_port}/admin", timeout=5)
+    assert refused.value.code == 404 and "/alarms" in json.load(refused.value)["error"]
