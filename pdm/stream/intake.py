@@ -180,6 +180,9 @@ class Intake:
         if ids is None or mark is None or not mark.seen(ids[1]):
             return False
         batch.duplicates += 1
+        if ids[2] > mark.watermark + 1:  # it may know better than its first copy what its sender has given up
+            batch.lost += mark.forgo(ids[2])
+            batch.changed[(*key, mark.epoch)] = mark
         batch.acks[(*key, mark.epoch)] = mark
         return True
 

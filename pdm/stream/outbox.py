@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Full', 'Pending', 'tell_oldest', 'Outbox', 'boot_id', 'Buffer', 'Disk']
 
-# %% ../../nbs/stream/outbox.ipynb #outb070be9
+# %% ../../nbs/stream/outbox.ipynb #outb2b6159
 import fcntl
 import logging
 import os
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cbor2
 import numpy as np
@@ -26,7 +26,7 @@ import numpy as np
 from ..data.window import MAX_EPOCH, decode, user_properties
 from ..errors import InvalidConfig, InvalidPayload, PartMissing
 
-# %% ../../nbs/stream/outbox.ipynb #outb7d02fa
+# %% ../../nbs/stream/outbox.ipynb #outb8271d2
 log = logging.getLogger(__name__)
 _LONGEST_S = 60.0  # between two questions
 Full = Literal["refuse", "drop_oldest"]
@@ -126,7 +126,7 @@ class Outbox:
         if self.tries:
             self._again(before_s=self._asked_s)
         if self.disk is not None:
-            self.disk.forget(epoch, seq, len(done), at_once=not self.pending)
+            self.disk.forget(done, at_once=not self.pending)
         return done
 
     def _again(self, before_s: float = np.inf) -> None:
@@ -150,23 +150,24 @@ class Outbox:
             self.behind = False
         elif self.pending and next(iter(self.pending.values())).sent_s + self._pause_s() <= now_s:
             self.tries, self._asked_s, self._stretch = self.tries + 1, now_s, 1 + self._draw() / 2
-            ends: dict[int, list[Pending]] = {}
-            for p in self.pending.values():
-                ends.setdefault(p.epoch, [p, p])[1] = p
-            found = [p for first, last in ends.values() for p in ([first] if first is last else [first, last])]
+            found = self._heads()
         else:
             return []
-        told: set[int] = set()
-        for p in self.pending.values():
-            if p.epoch not in told:
-                told.add(p.epoch)
-                tell_oldest(p)
+        for p in self._heads():
+            tell_oldest(p)
         return found
+
+    def _heads(self) -> list[Pending]:
+        "The oldest window of each epoch."
+        heads: dict[int, Pending] = {}
+        for p in self.pending.values():
+            heads.setdefault(p.epoch, p)
+        return list(heads.values())
 
     def _pause_s(self) -> float:
         return min(max(self.resend_s, 2 * self._took_s) * 2**min(self.tries, 30), max(self.resend_s, _LONGEST_S)) * self._stretch
 
-# %% ../../nbs/stream/outbox.ipynb #outb30d8c8
+# %% ../../nbs/stream/outbox.ipynb #outbc31c75
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE pending (
@@ -247,7 +248,7 @@ class Buffer:
     def __init__(self,
         folder: str | Path,  # of this sender alone; made where there is none
     ):
-        self.path = Path(folder) / "outbox.db"
+        self.path, self._disks = Path(folder) / "outbox.db", list[Disk]()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._proof = os.open(self.path.with_name("outbox.proof"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -286,7 +287,7 @@ class Buffer:
             if not fresh or said:
                 log.warning("buffer %s: %s; each stream begins a new epoch, %d windows of earlier ones are kept", self.path, why, sum(map(len, self._left.values())))
             self._db.execute("DELETE FROM epoch")  # also for streams that are opened only in a later life
-            self._epochs = {}
+            self._epochs.clear()
         os.pwrite(self._proof, _PROOF.pack(self._last, boot), 0)
 
     def _read(self) -> None:
@@ -296,7 +297,7 @@ class Buffer:
             if state != "ok":
                 raise _damaged(state)
             (self._last,) = db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'pending'").fetchone()
-            self._epochs = {t: (e, n) for t, e, n, crc in db.execute("SELECT topic, epoch, next_seq, crc FROM epoch") if crc == _crc(t, e, n)}
+            self._epochs: dict[str, tuple[int, int]] = {t: (e, n) for t, e, n, crc in db.execute("SELECT topic, epoch, next_seq, crc FROM epoch") if crc == _crc(t, e, n)}
             self._left: dict[str, list[Pending]] = {}
             for _, topic, epoch, seq, created_ns, crc, payload in db.execute("SELECT id, topic, epoch, seq, created_ns, crc, payload FROM pending ORDER BY id"):
                 p = _pending(epoch, seq, created_ns, payload) if zlib.crc32(payload) == crc else None
@@ -315,12 +316,14 @@ class Buffer:
         full: Full = "refuse",
     ) -> Outbox:
         "The outbox of a stream, with what an earlier life left in it. Asked for once."
-        left, (epoch, next_seq) = self._left.pop(topic, []), self._epochs.pop(topic, (None, 0))
+        left = self._left.pop(topic, [])
+        epoch, next_seq = self._epochs.pop(topic, (None, 0))
         mine = [p.seq for p in left if p.epoch == epoch]
-        if epoch is not None and mine != list(range(next_seq - len(mine), next_seq)):
+        if mine != list(range(next_seq - len(mine), next_seq)):
             log.warning("buffer %s: windows of %s are missing; it begins a new epoch, %d windows are kept", self.path, topic, len(left))
             epoch, next_seq = None, 0
-        return Outbox(window, resend_s, full, epoch, next_seq, left, Disk(self, topic, max(1, window // 4)))
+        self._disks.append(Disk(self, topic, max(1, window // 4)))
+        return Outbox(window, resend_s, full, epoch, next_seq, left, self._disks[-1])
 
     def add(self, topic: str, p: Pending, gone: Sequence[tuple[int, int]]) -> None:
         "Write a window, and delete what is given up for it. Raises `PartMissing` when that fails."
@@ -349,7 +352,9 @@ class Buffer:
         return True
 
     def close(self) -> None:
-        "Close the files; what is in them needs no closing."
+        "Remove what is acknowledged, and close the files."
+        for disk in self._disks:
+            disk.forget(at_once=True)
         self._db.close()
         os.close(self._proof)
 
@@ -364,10 +369,12 @@ class Disk:
     def add(self, p: Pending, gone: Sequence[tuple[int, int]]) -> None:
         self._buffer.add(self._topic, p, gone)
 
-    def forget(self, epoch: int, seq: int, n: int, at_once: bool) -> None:
-        "So many windows are acknowledged. They are removed in batches, or at once where nothing is held any more."
-        self._upto[epoch], self._n = seq, self._n + n
-        if (at_once or self._n >= self._batch) and self._buffer.remove(self._topic, self._upto):
+    def forget(self, done: Sequence[Pending] = (), at_once: bool = False) -> None:
+        "These are acknowledged. They are removed in batches, or at once where nothing is held any more."
+        for p in done:
+            self._upto[p.epoch] = p.seq
+        self._n += len(done)
+        if self._upto and (at_once or self._n >= self._batch) and self._buffer.remove(self._topic, self._upto):
             self._upto, self._n = {}, 0
 
 
