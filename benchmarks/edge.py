@@ -139,8 +139,9 @@ def script(b: Bench) -> None:
 
 def script_rate(b: Bench, influx: Influx, child: Child, seconds: float) -> float:
     "Points a second that the script writes while there is always a window waiting for it."
+    from _edge_parts import CHANNELS, RATE_HZ, STREAM, UNITS
+
     from pdm.data.window import AssetPath, Window, encode, topic, user_properties
-    from _edge_parts import CHANNELS, LENGTH, RATE_HZ, STREAM, UNITS
     from pdm.stream.mqtt import Mqtt
     windows, seq, before = np.load(b.folder / "windows.npy"), 0, influx.count()
     bus = Mqtt(b.broker.url, "bench-script", session_s=0, announce=False)

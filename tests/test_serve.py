@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 import pytest
+from faults.rig import POISON, rms_bundle
 from tritonclient.grpc import service_pb2 as pb
 
 from pdm.errors import CheckFailed, InvalidWindow, PartMissing
@@ -276,6 +277,17 @@ def test_a_guard_starts_without_its_engine_and_goes_there_when_it_comes(server, 
             assert "127.0.0.1:1" in guard.reason
             engine._connect(server.address)  # the server came
             until(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton")
+
+
+def test_windows_that_no_engine_can_score_say_nothing_against_the_engine(tmp_path, rng):
+    bundle = rms_bundle(tmp_path)
+    windows = rng.normal(size=(3, len(bundle.contract.channels), bundle.contract.samples)).astype(np.float32)
+    windows[1, 0, 0] = 2 * POISON
+    with InProcess() as engine, Guarded(engine, bundle, check_s=None) as guard:
+        with pytest.raises(Exception, match="indices element out of data bounds"):
+            guard.infer(windows)
+        assert guard.reason == "" and guard.switches == 0
+        assert len(guard.infer(windows[:1]).score) == 1
 
 
 def test_an_engine_that_scores_wrongly_is_not_used(make_bundle):

@@ -1,6 +1,8 @@
 "Every fault that a site is put to, by name; tests and the soak draw from one list."
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 
@@ -81,6 +83,20 @@ def poison(rig: Rig, draw: random.Random) -> None:
     storms.poison(rig, draw, rig.keys[-1])
 
 
+def unstorable(rig: Rig, draw: random.Random) -> None:
+    "Windows whose verdicts not every store can hold."
+    storms.unstorable(rig, draw, rig.keys[-1])
+
+
+def reload(name: str) -> Fault:
+    "A service is told to read its settings anew."
+    def fault(rig: Rig, draw: random.Random) -> None:
+        os.kill(rig.parts[name].pid, signal.SIGHUP)
+        _while(draw)
+
+    return fault
+
+
 def duplicates(rig: Rig, draw: random.Random) -> None:
     "A storm of windows that were sent before."
     storms.duplicates(rig, 20, 20)
@@ -89,7 +105,8 @@ def duplicates(rig: Rig, draw: random.Random) -> None:
 def kills(rig: Rig) -> dict[str, Fault]:
     "SIGKILL, to each part alone and to some at once."
     names = list(rig.parts)
-    together = [("agent", "broker"), ("broker", "sensor-0"), ("agent", "sinks"), ("broker", "agent", "sinks"), ("triton", "agent")]
+    together = [("agent", "broker"), ("broker", "sensor-0"), ("agent", "sinks"), ("broker", "agent", "sinks"), ("triton", "agent"), ("sinks", "influx"),
+                ("postgres", "influx"), ("agent", "postgres")]
     return ({f"kill of {name}": kill(name) for name in names} | ({"kill of the stubs": kill_stubs} if "triton" in names else {})
             | {f"kill of {' and '.join(some)}": kill(*some) for some in together if set(some) <= set(names)})
 
@@ -98,4 +115,5 @@ def faults(rig: Rig) -> dict[str, Fault]:
     "All of them."
     links = {f"{what.__name__} of {name}": what(name) for what in (cut, hole, slow) for name in rig.links}
     frozen = {f"freeze of {name}": freeze(name) for name in rig.parts}
-    return kills(rig) | links | frozen | {"malformed": malformed, "poison": poison, "duplicates": duplicates}
+    reloads = {f"reload of {name}": reload(name) for name in rig.parts if name == "agent" or name.startswith("sinks")}
+    return kills(rig) | links | frozen | reloads | {"unstorable": unstorable, "malformed": malformed, "poison": poison, "duplicates": duplicates}

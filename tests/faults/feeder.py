@@ -36,7 +36,7 @@ def connect(order: dict) -> SensorClient:
     "To the broker, as soon as there is one."
     while True:
         try:
-            return SensorClient(order["broker_url"], order["client_id"], resend_s=order["resend_s"], **order.get("client", {}))
+            return SensorClient(order["broker_url"], order["client_id"], resend_s=order["resend_s"], buffer_dir=order["buffer"])
         except PartMissing:
             continue
 

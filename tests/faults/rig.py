@@ -5,13 +5,11 @@ import os
 import re
 import resource
 import signal
-import sqlite3
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +25,12 @@ from pdm.process import Child
 from pdm.serve.server import TritonServer, find_environment
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.bus import Bus
+from pdm.stream.runner import Cursor, DeadLetters
 
+from .people import People
 from .proxy import Proxy
-from .tally import Sent, Store, complete, ledger, tally
+from .stores import Influx, Postgres, Server, Sqlite, Store
+from .tally import Sent, complete, ledger, tally
 
 PATIENCE_S = 120.0  # that anything may take on a busy machine; nothing takes so long where all is well
 POISON = 1e6        # a sample as large as that makes the model of `rms_bundle` fail
@@ -191,32 +192,16 @@ class Triton:
         aside.replace(self.repository)
 
 
-class SqliteKeys:
-    "The SQLite store, by its file."
-    name = "sqlite"
+def _shared_out(stores: Sequence[Store]) -> dict[str, list[Store]]:
+    "Who feeds which store: a service knows one for time series and one warehouse."
+    kinds = [[s for s in stores if name in s.settings] for name in ("tsdb_url", "warehouse_url")]
+    return {"sinks" if i == 0 else f"sinks-{i + 1}": [some[i] for some in kinds if len(some) > i] for i in range(max(map(len, kinds)))}
 
-    def __init__(self, path: Path):
-        self.path = path
 
-    def _ask(self, sql: str) -> list[tuple]:
-        if not self.path.exists():
-            return []
-        db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=30)
-        try:
-            return db.execute(sql).fetchall()
-        except sqlite3.OperationalError:  # its tables are not there yet
-            return []
-        finally:
-            db.close()
-
-    def keys(self) -> Counter:
-        return Counter(self._ask("SELECT asset, stream, epoch, seq FROM verdict"))
-
-    def events(self) -> Counter:
-        return Counter(self._ask("SELECT asset, stream, episode, kind, t_ns FROM event"))
-
-    def refused(self) -> set:
-        return set()
+def _signal(family: Iterable[psutil.Process], number: int) -> None:
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 class Witness:
@@ -262,6 +247,7 @@ class Rig:
         streams: int = 2,          # of each
         rate: float = 300.0,       # windows a second of each feeder, where nothing holds it up
         seed: int = 0,
+        stores: Sequence[type[Server]] = (Influx, Postgres),  # besides SQLite, where they are installed
         **settings: Any,           # of the agent and the sinks
     ):
         self.folder, self.seed, self._settings, self._stack = folder, seed, settings, ExitStack()
@@ -269,12 +255,13 @@ class Rig:
         self.keys = [(path_of(i), STREAM) for i in range(feeders * streams + 1)]  # the last one is fed by tests alone
         self.links: dict[str, Proxy] = {}
         self.parts: dict[str, Part] = {}
-        self.stores: list[Store] = [SqliteKeys(folder / "data" / "store.db")]
+        self._dead = DeadLetters(folder / "data" / "refused.db")
+        self.stores: list[Store] = [Sqlite(self._dead, folder / "data" / "store.db")]
         self.extra: list[Sent] = []               # what tests have sent themselves
         self.kills = 0
-        self.forgotten: set[tuple[str, str, int]] = set()
         self._with_triton = has_triton() if triton is None else triton
-        self._feeders, self._per_feeder, self._rate = feeders, streams, rate
+        self._feeders, self._per_feeder, self._rate, self._servers = feeders, streams, rate, [s for s in stores if not s.missing()]
+        self.people = People(self.site, [path for path, _ in self.keys], seed)
 
     # ---- life
 
@@ -295,6 +282,9 @@ class Rig:
         for name in ("sensors-broker", "agent-broker"):
             self._link(name, address)
         settings = {"sinks_metrics_port": 0, **self._settings}
+        for kind in self._servers:
+            self.stores.append(store := self._add(kind(self._dead, self.folder / kind.name)))
+            store.reached_by(self._link(f"sinks-{store.name}", store.address))
         if self._with_triton:
             triton = Triton(self.folder / "triton", self._link("agent-triton", "127.0.0.1:1"))
             self._add(triton)
@@ -305,7 +295,9 @@ class Rig:
         self.raw.connect()
         self._stack.callback(self.raw.close)
         url = f"mqtt://{self.links['agent-broker'].address}"
-        self._add(Process("sinks", lambda: self.site.service("sinks", url, **settings)))
+        for name, stores in _shared_out(self.stores).items():
+            leading = {k: v for store in stores for k, v in store.settings.items()}
+            self._add(Process(name, lambda leading=leading: self.site.service("sinks", url, **settings, **leading)))
         self._add(Process("agent", lambda: self.site.agent(url, **settings)))
         for i in range(self._feeders):
             self.parts[f"sensor-{i}"] = part = Process(f"sensor-{i}", lambda i=i: self._feeder(i))
@@ -325,7 +317,7 @@ class Rig:
     def _feeder(self, i: int) -> Child:
         streams = self.keys[i * self._per_feeder:(i + 1) * self._per_feeder]
         order = {"broker_url": f"mqtt://{self.links['sensors-broker'].address}", "client_id": f"gateway-{i}", "streams": streams,
-                 "ledger": str(self._ledger(i)), "stop": str(self.folder / "stop"), "window": 64, "resend_s": 1.0, "rate": self._rate,
+                 "ledger": str(self._ledger(i)), "buffer": str(self.folder / f"buffer-{i}"), "stop": str(self.folder / "stop"), "window": 64, "resend_s": 1.0, "rate": self._rate,
                  "seed": self.seed * 100 + i, "jumps": 0.002, "alarms": 0.002}
         tests = Path(__file__).parents[1]
         return Child([sys.executable, "-m", "faults.feeder", json.dumps(order)], self.folder / f"sensor-{i}.log", name=f"sensor-{i}",
@@ -345,6 +337,7 @@ class Rig:
         (self.folder / "stop").unlink(missing_ok=True)
         for part in self.sensors:
             part.start()
+        self.people.begin()
         self.progress()
 
     def acknowledged(self) -> dict[tuple[str, str], int]:
@@ -369,25 +362,22 @@ class Rig:
         for name in names:
             self.parts[name].kill()
             self.kills += 1
-            if name.startswith("sensor-"):
-                self._forget(int(name.removeprefix("sensor-")))
         pause()
         for name, part in self.parts.items():
             if name in names:
                 part.start()
 
-    def _forget(self, i: int) -> None:
-        "A feeder that dies now takes with it what it has not been acknowledged."
-        self.forgotten |= {s.key[:3] for s in ledger(self._ledger(i))}
-
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        "A part that stands still."
-        os.kill(self.parts[name].pid, signal.SIGSTOP)
+        "A part that stands still, with all that belongs to it."
+        first = psutil.Process(self.parts[name].pid)
+        first.suspend()  # then it makes no more children
+        family = [first, *first.children(recursive=True)]
         try:
+            _signal(family, signal.SIGSTOP)
             yield
         finally:
-            os.kill(self.parts[name].pid, signal.SIGCONT)
+            _signal(family, signal.SIGCONT)
 
     @contextmanager
     def no_room(self, name: str) -> Iterator[None]:
@@ -421,7 +411,7 @@ class Rig:
     # ---- what came of it
 
     def sent(self) -> list[Sent]:
-        return [s for i in range(self._feeders) for s in ledger(self._ledger(i), self.forgotten)] + self.extra
+        return [s for i in range(self._feeders) for s in ledger(self._ledger(i))] + self.extra
 
     def so_far(self) -> dict[str, Any]:
         "The tally of what is acknowledged by now, in the journal alone."
@@ -432,21 +422,18 @@ class Rig:
     def settle(self) -> dict[str, Any]:
         "Stop sending, wait until everything has arrived, and count."
         (self.folder / "stop").touch()
+        self.people.end()
         try:
             for part in self.sensors:
                 if part.child is not None:
                     wait_for(lambda part=part: not part.alive, f"{part.name} to have everything acknowledged")
                     assert part.child.stop() == 0, f"{part.name} failed\n{self.last_words()}"
             with self.site.reader() as journal:
-                for store in self.stores:
-                    def behind(store: Store = store) -> int:
-                        n = journal.counts()
-                        return n["verdict"] - len(store.keys() | Counter(store.refused())) + n["event"] - len(store.events())
-
-                    end = time.monotonic() + PATIENCE_S
-                    while behind() > 0 and time.monotonic() < end:  # what is missing then, the tally says
-                        time.sleep(0.3)
-                return tally(self.sent(), self.witness.acknowledged, journal, self.stores)
+                last = journal.last_id()
+                for store in self.stores:  # what is missing then, the tally says
+                    with suppress(AssertionError):
+                        wait_for(lambda store=store: Cursor(self.folder / "data" / "cursors" / store.name).done >= last, f"{store.name} to have everything")
+                return tally(self.sent(), self.witness.acknowledged, journal, self.stores, self.people.said)
         except AssertionError as e:
             raise AssertionError(f"{e}; parts: {self.alive()}\n{self.last_words()}") from None
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import cbor2
 import numpy as np
-from edge_site import RATE_HZ, SAMPLES, window
+from edge_site import RATE_HZ, SAMPLES, T0_NS, window
 
 from pdm.data.window import MAX_PAYLOAD, AssetPath, encode, topic, user_properties
 
+from .people import NUL
 from .rig import POISON, Rig, wait_for
 from .tally import Sent
 
@@ -78,6 +79,17 @@ def poison(rig: Rig, draw: random.Random, key: tuple[str, str], n: int = 20) -> 
         if rig.raw.publish(topic(AssetPath.parse(asset), stream, "window"), encode(w), properties=user_properties(w)):
             rig.extra.append(Sent((asset, stream, epoch, seq), None if bad else float(np.sqrt((w.samples.astype(float) ** 2).mean(1)).mean()),
                                   ("not_scored",) if bad else ()))
+    return epoch
+
+
+def unstorable(rig: Rig, draw: random.Random, key: tuple[str, str], n: int = 20) -> int:
+    "Send windows of which every third is older than InfluxDB keeps, and every third has a condition whose name PostgreSQL can't hold. Returns their epoch."
+    epoch, (asset, stream) = draw.getrandbits(62), key
+    for seq in range(n):
+        changes = [{}, {"t0_ns": T0_NS - 5 * 365 * 86_400 * 10**9 + seq}, {"conditions": {f"load{NUL}": 1.0}}][seq % 3]
+        w = window(seq, epoch=epoch, stream=stream, **changes)
+        if rig.raw.publish(topic(AssetPath.parse(asset), stream, "window"), encode(w), properties=user_properties(w)):
+            rig.extra.append(Sent((asset, stream, epoch, seq), float(np.sqrt((w.samples.astype(float) ** 2).mean(1)).mean())))
     return epoch
 
 

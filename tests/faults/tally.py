@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from pdm.stream.journal import JournalReader
+from pdm.stream.journal import Event, JournalReader, Row
+
+from .people import Answer, Said
+from .stores import Store
 
 Key = tuple[str, str, int, int]  # asset, stream, epoch, seq
 
@@ -15,31 +18,13 @@ class Sent(NamedTuple):
     key: Key
     score: float | None = None         # that it shall get
     reasons: Collection[str] = ()      # why it may be refused; empty where it must be taken
-    kept: bool = False                 # its sender lived until everything was acknowledged; else only what was acknowledged counts
+    kept: bool = False                 # its sender keeps it until it is acknowledged; else only what was acknowledged counts
 
 
-class Store(Protocol):
-    "A destination of the journal, as somebody sees it who only looks."
-    name: str
-
-    def keys(self) -> Counter[Key]:
-        "How often each window stands there."
-
-    def events(self) -> Counter[tuple]:
-        "The same of the events, by (asset, stream, episode, kind, t_ns)."
-
-    def refused(self) -> set[Key]:
-        "The windows that it did not take, each with a reason in its sink's dead letters."
-
-
-def ledger(
-    file: Path,
-    forgotten: Collection[tuple[str, str, int]] = (),  # epochs whose sender died and took its memory along
-) -> list[Sent]:
+def ledger(file: Path) -> list[Sent]:
     "What a feeder's `send` has taken."
     lines = (line.rsplit(" ", 4) for line in file.read_text().splitlines()) if file.exists() else ()
-    keys = (((asset, stream, int(epoch), int(seq)), float(score)) for asset, stream, epoch, seq, score in lines)
-    return [Sent(key, score, kept=key[:3] not in forgotten) for key, score in keys]
+    return [Sent((asset, stream, int(epoch), int(seq)), float(score), kept=True) for asset, stream, epoch, seq, score in lines]
 
 
 def tally(
@@ -47,6 +32,7 @@ def tally(
     acknowledged: Mapping[tuple[str, str, int], int],  # the highest seq that was acknowledged, by (asset, stream, epoch)
     journal: JournalReader,
     stores: Iterable[Store] = (),
+    said: Iterable[Said] = (),                         # by people
 ) -> dict[str, Any]:
     "Counts, and under `lost`, `doubled`, `both` and `wrong` what stands where it should not, or does not stand where it should."
     sent = list(sent)
@@ -62,7 +48,7 @@ def tally(
     doubled = [("journal", k, n) for k, n in standing.items() if n > 1] + [("dead letters", k, n) for k, n in refused.items() if n > 1]
     both = [k for k in standing if k in refused]
     wrong: list[tuple] = []
-    done = left = 0
+    done = 0
     for key, score, why, kept in sent:
         covered = key[3] <= acknowledged.get(key[:3], -1)
         done += covered
@@ -70,7 +56,6 @@ def tally(
         if not (there or out):
             if covered or kept:
                 lost.append(("journal", key))
-            left += not covered
         if there and why or out and reasons[key] not in why:
             wrong.append((key, f"refused: {reasons[key]}" if out else "taken", f"expected {' or '.join(why) or 'a verdict'}"))
         if there and score is not None and abs(scores[key] - score) > 1e-3 * abs(score):
@@ -78,19 +63,27 @@ def tally(
     for name, seq in acknowledged.items():
         if name not in marks or marks[name].watermark < seq:
             wrong.append((name, f"acknowledged up to {seq}", f"the journal says {marks[name].watermark if name in marks else 'nothing'}"))
-    events = {(e.asset, e.stream, e.episode, e.kind, e.t_ns) for e in journal.events()}
+    events = {(e.asset, e.stream, e.episode, e.kind, e.t_ns): e for e in journal.events()}
+    heard = Counter((e.asset, e.kind, e.details.get("comment")) for e in events.values())
+    answers = Counter(c.answer.value for c in said)
+    for *command, answer in said:
+        n = heard[tuple(command)]
+        lost += [("journal", command)] * (answer is Answer.DONE and n == 0)
+        doubled += [("journal", command, n)] * (n > 1)
+        wrong += [(command, "stands in the journal", "it was refused")] * (answer is Answer.REFUSED and n > 0)
     found = {}
+    records: dict[tuple, Row | Event] = {(r.asset, r.stream, r.epoch, r.seq): r for r in rows} | events
     for store in stores:
-        there, said = Counter({k: n for k, n in store.keys().items() if k[:2] in keys}), store.events()
-        refused_there = store.refused()
-        lost += [(store.name, k) for k in standing if k not in there and k not in refused_there]
-        lost += [(store.name, k) for k in events - set(said)]
-        doubled += [(store.name, k, n) for k, n in (there + said).items() if n > 1]
-        both += [(store.name, k) for k in refused_there if k in there]
-        wrong += [(k, f"stands in {store.name}", "it is not in the journal") for k in there if k not in standing]
-        found[store.name] = len(there)
-    return {"sent": len(sent), "acknowledged": done, "journaled": len(standing), "refused": len(refused), "forgotten": left, "events": len(events),
-            "late": sum("late" in r.flags for r in rows), "clock_suspect": sum("clock_suspect" in r.flags for r in rows),
+        there = Counter({k: n for k, n in (store.keys() + store.events()).items() if len(k) == 5 or k[:2] in keys})
+        out = store.refused()
+        lost += [(store.name, k) for k in records if k not in there and k not in out]
+        doubled += [(store.name, k, n) for k, n in there.items() if n > 1]
+        both += [(store.name, k) for k in out if k in there]
+        wrong += [(k, f"stands in {store.name}", "it is not in the journal") for k in there if k not in records]
+        wrong += [(k, f"refused by {store.name}", "it can hold that") for k in out if k not in records or not store.refuses(records[k])]
+        found[store.name] = {"windows": sum(len(k) == 4 for k in there), "events": sum(len(k) == 5 for k in there), "refused": len(out)}
+    return {"sent": len(sent), "acknowledged": done, "journaled": len(standing), "refused": len(refused), "events": len(events),
+            "commands": dict(answers), "late": sum("late" in r.flags for r in rows), "clock_suspect": sum("clock_suspect" in r.flags for r in rows),
             "engines": dict(Counter(r.engine for r in rows)), "stores": found, "lost": lost, "doubled": doubled, "both": both, "wrong": wrong}
 
 
