@@ -4,10 +4,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from . import storms
-from .rig import Rig
+from .rig import Rig, wait_for
 
 Fault = Callable[[Rig, random.Random], None]
 
@@ -88,9 +89,16 @@ def unstorable(rig: Rig, draw: random.Random) -> None:
     storms.unstorable(rig, draw, rig.keys[-1])
 
 
+def _hears(pid: int, number: int) -> bool:
+    "Whether a process does something of its own about a signal; before that it would die of it."
+    caught = next(line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def reload(name: str) -> Fault:
     "A service is told to read its settings anew."
     def fault(rig: Rig, draw: random.Random) -> None:
+        wait_for(lambda: _hears(rig.parts[name].pid, signal.SIGHUP), f"{name} to hear signals")
         os.kill(rig.parts[name].pid, signal.SIGHUP)
         _while(draw)
 
@@ -117,3 +125,11 @@ def faults(rig: Rig) -> dict[str, Fault]:
     frozen = {f"freeze of {name}": freeze(name) for name in rig.parts}
     reloads = {f"reload of {name}": reload(name) for name in rig.parts if name == "agent" or name.startswith("sinks")}
     return kills(rig) | links | frozen | reloads | {"unstorable": unstorable, "malformed": malformed, "poison": poison, "duplicates": duplicates}
+
+
+def deck(rig: Rig, draw: random.Random) -> Iterator[tuple[str, Fault]]:
+    "All of them, shuffled, and again and again: in any long run each comes as often as the others."
+    cards = list(faults(rig).items())
+    while True:
+        draw.shuffle(cards)
+        yield from cards
