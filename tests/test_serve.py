@@ -1,5 +1,6 @@
 """Every engine keeps one contract, and Triton keeps it while it is being killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -288,6 +289,16 @@ def test_windows_that_no_engine_can_score_say_nothing_against_the_engine(tmp_pat
             guard.infer(windows)
         assert guard.reason == "" and guard.switches == 0
         assert len(guard.infer(windows[:1]).score) == 1
+
+
+def test_a_guardian_that_nobody_listens_to_ends_without_a_complaint(tmp_path):
+    order = {"command": [shutil.which("sleep"), "0.1"], "env": {}, "log": str(tmp_path / "log"), "folder": str(tmp_path / "home"), "shared": []}
+    ours, its = os.pipe()
+    os.close(ours)
+    guardian = Path(__file__).parents[1] / "edge/triton/guardian.py"
+    ended = subprocess.run([sys.executable, "-I", "-S", guardian, json.dumps(order)], stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, check=False)
+    os.close(its)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_an_engine_that_scores_wrongly_is_not_used(make_bundle):

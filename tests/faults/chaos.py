@@ -127,9 +127,13 @@ def faults(rig: Rig) -> dict[str, Fault]:
     return kills(rig) | links | frozen | reloads | {"unstorable": unstorable, "malformed": malformed, "poison": poison, "duplicates": duplicates}
 
 
-def deck(rig: Rig, draw: random.Random) -> Iterator[tuple[str, Fault]]:
+def deck(
+    rig: Rig,
+    draw: random.Random,
+    deadly: int = 1,  # how often each kill is in it
+) -> Iterator[tuple[str, Fault]]:
     "All of them, shuffled, and again and again: in any long run each comes as often as the others."
-    cards = list(faults(rig).items())
+    cards = [*faults(rig).items(), *(list(kills(rig).items()) * (deadly - 1))]
     while True:
         draw.shuffle(cards)
         yield from cards

@@ -16,6 +16,7 @@ import pytest
 from faults import chaos, storms
 from faults.people import NUL, Answer
 from faults.rig import Rig, rms_bundle, wait_for
+from faults.stores import BigQuery
 from faults.tally import complete
 from pdm.process import find_program
 
@@ -124,6 +125,17 @@ def test_a_full_file_system_stops_agent_and_sinks_only_while_it_is_full(bundle, 
             rig.check()
     finally:
         subprocess.run(["umount", str(data)], check=True)
+
+
+def test_bigquery_gets_everything_once_whatever_happens_on_the_way(bundle, tmp_path, draw):
+    if missing := BigQuery.missing():
+        pytest.skip(missing)
+    with Rig(tmp_path / "site", bundle, triton=False, feeders=1, stores=[BigQuery], seed=SEED) as rig:
+        rig.begin()
+        for fault in (chaos.kill("bigquery"), chaos.cut("sinks-bigquery"), chaos.kill("sinks"), chaos.slow("sinks-bigquery"), chaos.kill("sinks", "bigquery")):
+            rig.progress(50)
+            fault(rig, draw)
+        rig.check()
 
 
 def test_the_agents_clock_may_jump_by_an_hour(rig, monkeypatch, tmp_path):
