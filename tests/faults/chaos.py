@@ -1,14 +1,11 @@
 "Every fault that a site is put to, by name; tests and the soak draw from one list."
 
-import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from . import storms
-from .rig import Rig, wait_for
+from .rig import Rig
 
 Fault = Callable[[Rig, random.Random], None]
 
@@ -89,17 +86,10 @@ def unstorable(rig: Rig, draw: random.Random) -> None:
     storms.unstorable(rig, draw, rig.keys[-1])
 
 
-def _hears(pid: int, number: int) -> bool:
-    "Whether a process does something of its own about a signal; before that it would die of it."
-    caught = next(line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught, 16) >> (number - 1) & 1)
-
-
 def reload(name: str) -> Fault:
     "A service is told to read its settings anew."
     def fault(rig: Rig, draw: random.Random) -> None:
-        wait_for(lambda: _hears(rig.parts[name].pid, signal.SIGHUP), f"{name} to hear signals")
-        os.kill(rig.parts[name].pid, signal.SIGHUP)
+        rig.reload(name)
         _while(draw)
 
     return fault

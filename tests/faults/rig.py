@@ -29,7 +29,7 @@ from pdm.stream.runner import Cursor, DeadLetters
 
 from .people import People
 from .proxy import Proxy
-from .stores import Influx, Postgres, Server, Sqlite, Store
+from .stores import Archived, Influx, Postgres, Server, Sqlite, Store
 from .tally import Sent, complete, ledger, tally
 
 PATIENCE_S = 120.0  # that anything may take on a busy machine; nothing takes so long where all is well
@@ -193,9 +193,15 @@ class Triton:
 
 
 def _shared_out(stores: Sequence[Store]) -> dict[str, list[Store]]:
-    "Who feeds which store: a service knows one for time series and one warehouse."
-    kinds = [[s for s in stores if name in s.settings] for name in ("tsdb_url", "warehouse_url")]
+    "Who feeds which store: a service knows one of each kind."
+    kinds = [[s for s in stores if name in s.settings] for name in ("tsdb_url", "warehouse_url", "archive_url")]
     return {"sinks" if i == 0 else f"sinks-{i + 1}": [some[i] for some in kinds if len(some) > i] for i in range(max(map(len, kinds)))}
+
+
+def _hears(pid: int, number: int) -> bool:
+    "Whether a process does something of its own about a signal; before that it would die of it."
+    caught = next(line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def _signal(family: Iterable[psutil.Process], number: int) -> None:
@@ -256,7 +262,9 @@ class Rig:
         self.links: dict[str, Proxy] = {}
         self.parts: dict[str, Part] = {}
         self._dead = DeadLetters(folder / "data" / "refused.db")
-        self.stores: list[Store] = [Sqlite(self._dead, folder / "data" / "store.db")]
+        archive = Archived(self._dead, folder / "archive")
+        self.stores: list[Store] = [Sqlite(self._dead, folder / "data" / "store.db"), archive]
+        self._archive = archive.settings          # the agent has to know of it: it decides what is kept
         self.extra: list[Sent] = []               # what tests have sent themselves
         self.kills = 0
         self._with_triton = has_triton() if triton is None else triton
@@ -297,8 +305,8 @@ class Rig:
         url = f"mqtt://{self.links['agent-broker'].address}"
         for name, stores in _shared_out(self.stores).items():
             leading = {k: v for store in stores for k, v in store.settings.items()}
-            self._add(Process(name, lambda leading=leading: self.site.service("sinks", url, **settings, **leading)))
-        self._add(Process("agent", lambda: self.site.agent(url, **settings)))
+            self._add(Process(name, lambda leading=leading: self.site.service("sinks", url, **(settings | leading))))
+        self._add(Process("agent", lambda: self.site.agent(url, **settings, **self._archive)))
         for i in range(self._feeders):
             self.parts[f"sensor-{i}"] = part = Process(f"sensor-{i}", lambda i=i: self._feeder(i))
             self._stack.callback(part.stop)
@@ -317,8 +325,8 @@ class Rig:
     def _feeder(self, i: int) -> Child:
         streams = self.keys[i * self._per_feeder:(i + 1) * self._per_feeder]
         order = {"broker_url": f"mqtt://{self.links['sensors-broker'].address}", "client_id": f"gateway-{i}", "streams": streams,
-                 "ledger": str(self._ledger(i)), "buffer": str(self.folder / f"buffer-{i}"), "stop": str(self.folder / "stop"), "window": 64, "resend_s": 1.0, "rate": self._rate,
-                 "seed": self.seed * 100 + i, "jumps": 0.002, "alarms": 0.002}
+                 "ledger": str(self._ledger(i)), "buffer": str(self.folder / f"buffer-{i}"), "stop": str(self.folder / "stop"), "window": 64,
+                 "resend_s": 1.0, "rate": self._rate, "seed": self.seed * 100 + i, "jumps": 0.002, "alarms": 0.002}
         tests = Path(__file__).parents[1]
         return Child([sys.executable, "-m", "faults.feeder", json.dumps(order)], self.folder / f"sensor-{i}.log", name=f"sensor-{i}",
                      env={"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])})
@@ -366,6 +374,12 @@ class Rig:
         for name, part in self.parts.items():
             if name in names:
                 part.start()
+
+    def reload(self, name: str) -> None:
+        "Have a service read its settings anew."
+        pid = self.parts[name].pid
+        wait_for(lambda: _hears(pid, signal.SIGHUP), f"{name} to hear signals")
+        os.kill(pid, signal.SIGHUP)
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
@@ -430,6 +444,7 @@ class Rig:
                     assert part.child.stop() == 0, f"{part.name} failed\n{self.last_words()}"
             with self.site.reader() as journal:
                 last = journal.last_id()
+                self.reload("sinks")  # which wakes a sink that rests
                 for store in self.stores:  # what is missing then, the tally says
                     with suppress(AssertionError):
                         wait_for(lambda store=store: Cursor(self.folder / "data" / "cursors" / store.name).done >= last, f"{store.name} to have everything")

@@ -8,6 +8,8 @@ from pathlib import Path
 import servers
 from warehouse_servers import BigQueryServer, PostgresServer, bigquery_environment, postgres_programs
 
+from pdm.data.archive import Archive
+from pdm.data.window import AssetPath
 from pdm.process import find_program
 from pdm.stream.journal import Event, Row
 from pdm.stream.runner import DeadLetters
@@ -38,6 +40,10 @@ class Store:
         "The keys of windows and events among the dead letters of its sink."
         return {(r.asset, r.stream, r.epoch, r.seq) if r.kind == "verdict" else (r.asset, r.stream, r.episode, r.kind, r.t_ns) for r in self._dead.read(self.name)}
 
+    def wants(self, record: Row | Event) -> bool:
+        "Whether that belongs there."
+        return True
+
     def refuses(self, record: Row | Event) -> bool:
         "Whether it may refuse that."
         return False
@@ -66,6 +72,26 @@ class Sqlite(Store):
 
     def events(self) -> Counter:
         return self._ask("SELECT asset, stream, episode, kind, t_ns FROM event")
+
+
+class Archived(Store):
+    "The archive of raw windows, a folder: of each window whose verdict it takes an interest in, once."
+    name = "archive"
+
+    def __init__(self, dead: DeadLetters, folder: Path):
+        super().__init__(dead)
+        self.settings = {"archive_url": f"file:{folder}"}
+        self._archive = Archive(self.settings["archive_url"])
+
+    def keys(self) -> Counter:
+        return Counter((str(path), w.stream, w.epoch, w.seq) for path, w in self._archive.read())
+
+    def events(self) -> Counter:
+        return Counter()
+
+    def wants(self, record: Row | Event) -> bool:
+        return isinstance(record, Row) and self._archive.keep.why(
+            AssetPath.parse(record.asset), record, record.episode is not None, record.p_value, "sensor_fault" not in record.flags) is not None
 
 
 class Server(Store):

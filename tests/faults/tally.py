@@ -76,10 +76,10 @@ def tally(
     for store in stores:
         there = Counter({k: n for k, n in (store.keys() + store.events()).items() if len(k) == 5 or k[:2] in keys})
         out = store.refused()
-        lost += [(store.name, k) for k in records if k not in there and k not in out]
+        lost += [(store.name, k) for k, r in records.items() if k not in there and k not in out and store.wants(r)]
         doubled += [(store.name, k, n) for k, n in there.items() if n > 1]
         both += [(store.name, k) for k in out if k in there]
-        wrong += [(k, f"stands in {store.name}", "it is not in the journal") for k in there if k not in records]
+        wrong += [(k, f"stands in {store.name}", "it should not") for k in there if k not in records or not store.wants(records[k])]
         wrong += [(k, f"refused by {store.name}", "it can hold that") for k in out if k not in records or not store.refuses(records[k])]
         found[store.name] = {"windows": sum(len(k) == 4 for k in there), "events": sum(len(k) == 5 for k in there), "refused": len(out)}
     return {"sent": len(sent), "acknowledged": done, "journaled": len(standing), "refused": len(refused), "events": len(events),
