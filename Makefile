@@ -30,8 +30,18 @@ need:  # what must be on the machine, each with the command that brings it
 	&& .venv-triton/bin/pip install -q --only-binary :all: numpy==1.26.4 "$$(grep ^onnxruntime== constraints.txt)" && touch $@; } \
 	|| { rm -rf .venv-triton; echo "Triton's environment can't be made here ($$($(PYTHON) -V)): models will run in process (engine inprocess:)"; }
 
+# The BigQuery emulator wants Python 3.13 and an environment of its own. Only tests use it, and they skip without it.
+.venv-bigquery/ready:
+	@python=$$(for p in python3.13 $$HOME/.pyenv/versions/3.13*/bin/python; do $$p -c '' 2>/dev/null && command -v $$p && break; done); \
+	test -n "$$python" || { echo "no Python 3.13: the BigQuery emulator can't be made here, and its tests skip"; exit 0; }; \
+	echo "setting up .venv-bigquery (once)"; { $$python -m venv .venv-bigquery && .venv-bigquery/bin/pip install -q local-bigquery==0.3.2 duckdb==1.5.5 \
+	duckdb-extensions==1.5.5 duckdb-extension-{icu,ducklake,spatial}==1.5.5 && HOME=$(CURDIR)/.venv-bigquery .venv-bigquery/bin/python -c \
+	"from duckdb_extensions import import_extension as i; [i(e) for e in ('icu', 'ducklake', 'spatial')]" && touch $@; } \
+	|| { rm -rf .venv-bigquery; echo "the BigQuery emulator can't be made here, and its tests skip"; }
+
 setup: .venv/ready .venv-triton/ready  ## make both environments
 triton-env: .venv-triton/ready
+bigquery-env: .venv-bigquery/ready  ## the emulator that the tests of the BigQuery sink need
 
 demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.html
 	@$(BIN)/predmaint demo
@@ -65,4 +75,4 @@ export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 clean:  ## remove what was built, and both environments
-	rm -rf build _docs _proc .venv .venv-triton predmaint-state *.egg-info
+	rm -rf build _docs _proc .venv .venv-triton .venv-bigquery predmaint-state *.egg-info

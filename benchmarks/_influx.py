@@ -22,6 +22,7 @@ from pdm.stream.journal import Row
 
 _T0_NS = 1_767_225_600_000_000_000
 _ASSETS = 50
+_REQUEST = 5000  # lines in a request, on both sides
 
 
 def records(first: int, n: int) -> list[Row]:
@@ -35,7 +36,7 @@ def records(first: int, n: int) -> list[Row]:
 
 
 def measure(rounds: int, rows: int) -> tuple[list[dict], dict]:
-    "`rows` records a round and side, in batches of the sink's own size."
+    "`rows` records a round and side."
     missing = [p for p in ("influxd", "nginx") if not find_program(p)]
     if missing:
         return [check("influx_ratio", None, ">= 0.7", f"{' and '.join(missing)} missing: apt-get install influxdb nginx-light")], {}
@@ -58,33 +59,42 @@ def _measure(server, rounds: int, rows: int) -> tuple[list[dict], dict]:
     bare = urllib3.PoolManager()
     url = f"http://127.0.0.1:{server.port}/api/v2/write?org={server.org}&bucket={server.bucket}&precision=ns"
     times: dict[str, list[float]] = {"bare": [], "sink": [], "lines": []}
-    for n in range(rounds + 1):  # the first warms up
-        first = 2 * n * rows
-        batches = [records(first + i, min(sink.batch, rows - i)) for i in range(0, rows, sink.batch)]
-        of = Lines().of
+    first = 0
+
+    def batches(size: int) -> list[list[Row]]:
+        nonlocal first
+        first += rows
+        return [records(first - rows + i, min(size, rows - i)) for i in range(0, rows, size)]
+
+    def bare_side() -> float:
+        made, of = batches(_REQUEST), Lines().of
         since = time.perf_counter()
-        bodies = ["\n".join([of(r) for r in batch]).encode() for batch in batches]
-        lines = time.perf_counter() - since
+        bodies = ["\n".join([of(r) for r in batch]).encode() for batch in made]
+        times["lines"].append(time.perf_counter() - since)
         since = time.perf_counter()
         for body in bodies:
             answer = bare.request("POST", url, body=body, headers={"Authorization": f"Token {server.token}"})
             if answer.status != 204:
                 raise PartMissing(f"bare write refused: {answer.data[:200]!r}")
-        raw = time.perf_counter() - since
-        batches = [records(first + rows + i, min(sink.batch, rows - i)) for i in range(0, rows, sink.batch)]
+        return time.perf_counter() - since
+
+    def sink_side() -> float:
+        made = batches(sink.batch)
         since = time.perf_counter()
-        for batch in batches:
+        for batch in made:
             sink.write(batch)
-        ours = time.perf_counter() - since
-        if n:
-            for name, value in (("bare", raw), ("sink", ours), ("lines", lines)):
-                times[name].append(value)
+        return time.perf_counter() - since
+
+    for n in range(rounds + 1):  # the first warms up; who begins changes, since the server compacts when it likes
+        for name, side in [("bare", bare_side), ("sink", sink_side)][::-1 if n % 2 else 1]:
+            times[name].append(side())
+    times = {name: t[1:] for name, t in times.items()}
     stored = server.query("SELECT count(seq) FROM health")[0]["values"][0][1]
     sink.close()
     rate = {name: round(rows / statistics.median(t)) for name, t in times.items()}
     note = f"{rate['sink']} rows/s, bare {rate['bare']}; making the lines alone {rate['lines']}"
     return ([check("influx_ratio", ratio(times["bare"], times["sink"]), ">= 0.7", note)],
-            {"influx": {"rows_per_second": rate, "bytes_a_row": round(len(bodies[0]) / len(batches[0])), "stored": stored, "written": 2 * (rounds + 1) * rows}})
+            {"influx": {"rows_per_second": rate, "bytes_a_row": len(Lines().of(records(0, 1)[0])), "stored": stored, "written": first}})
 
 
 if __name__ == "__main__":

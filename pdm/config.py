@@ -75,8 +75,9 @@ class Settings(BaseSettings):
     @classmethod
     def _known_scheme(cls, value: str, info):
         known = _SCHEMES[info.field_name]
-        if urlsplit(value).scheme not in known or (value and ":" not in value):
-            raise ValueError(f"{value!r} is none of {', '.join(s + ':' for s in known if s)}{' or empty' if '' in known else ''}")
+        scheme = urlsplit(value).scheme
+        if scheme not in known or (value and ":" not in value):
+            raise ValueError(f"{scheme or value!r} is none of {', '.join(s + ':' for s in known if s)}{' or empty' if '' in known else ''}")
         return value
 
     @classmethod

@@ -35,6 +35,7 @@ from .model.bundle import Bundle, CalibrationRecord, read_record
 from .signal.kinematics import fault_frequencies
 from .site import Site
 from .stream.journal import Event, JournalReader
+from .stream.replay import play
 from .stream.sensor_client import SensorClient
 
 # %% ../nbs/demo.ipynb #demo66d6d1
@@ -150,13 +151,7 @@ def replay(
 
     def send(r: Recording) -> None:
         try:
-            stream, windows, step = sent.streams[r.name], r.windows(LENGTH), LENGTH / r.rate_hz
-            start = time.monotonic()
-            for i, window in enumerate(windows):
-                delay = start + i * step / speed - time.monotonic()
-                if delay > 0 and stop.wait(delay):
-                    return
-                stream.send(window, t0_ns=sent.t0_ns[r.name] + round(i * step * 1e9), conditions=r.conditions)
+            play(sent.streams[r.name], r.windows(LENGTH), LENGTH / r.rate_hz, sent.t0_ns[r.name], speed, conditions=r.conditions, stop=stop)
         except BaseException as e:  # noqa: BLE001 - handed to the caller below
             failed.append(e)
 

@@ -2,9 +2,11 @@
 
 What is not installed is skipped, with the command that brings it."""
 
+import http.server
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlencode
@@ -31,8 +33,7 @@ def answers(url: str, codes: tuple[int, ...] = (200, 204)) -> bool:
 
 
 class Influx:
-    """influxd 1.x from apt behind nginx, which gives it /api/v2/write and asks for a token: what InfluxDB 1.8, 2 and 3 have by themselves.
-    See shared notes on Debian's 1.6.7."""
+    "influxd 1.x from apt behind nginx, which gives it /api/v2/write and asks for a token: what InfluxDB 1.8, 2 and 3 have by themselves."
 
     org, bucket, token = "plant", "pdm", "edge-token"
 
@@ -78,6 +79,45 @@ class Influx:
         result = json.load(urlopen(f"http://127.0.0.1:{self.inner}/query", body, timeout=10))["results"][0]
         assert "error" not in result, result["error"]
         return result.get("series", [])
+
+
+class Alerts:
+    "Alertmanager as far as its API for senders goes: alerts by their labels, and no to one that it can't read."
+
+    refuses = "e/s/a/l/refused"
+
+    def __init__(self):
+        self.alerts: dict[str, dict] = {}
+        self.port = free_port()
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                alerts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                good = self.path == "/api/v2/alerts" and all(a["labels"]["asset"] != server.refuses for a in alerts)
+                if good:
+                    server.alerts.update((json.dumps(a["labels"], sort_keys=True), a) for a in alerts)
+                self.send_response(200 if good else 400)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.HTTPServer(("127.0.0.1", self.port), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
+        self.thread.start()
+
+    def kill(self):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
 
 
 _NGINX = """

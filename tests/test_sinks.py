@@ -3,12 +3,16 @@
 A kind knows how to open its sink, how to look into the store past the sink, how to take the store away and bring it back, and what a
 record looks like that the store will never take."""
 
+import http.server
 import json
 import sqlite3
 import threading
 import time
 import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -20,10 +24,16 @@ from influxdb_client import Point
 from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
 from pdm.config import Settings
+from pdm.data.archive import Archive
+from pdm.data.window import Window, decode, encode
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
+from pdm.process import Child, free_port
+from pdm.stream.alerts import TopicSink, WebhookSink
 from pdm.stream.bigquery import BigQuerySink
+from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.influx import InfluxSink, Lines
 from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
+from pdm.stream.keep import ArchiveSink
 from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
 from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
@@ -39,6 +49,11 @@ def row(seq, asset=ASSET):
 
 def event(seq):
     return Event(ASSET, STREAM, "fan@1", "raised", T0_NS + seq * 10**9, EPOCH, seq, {"score": 1.5, "severity": 2})
+
+
+def episode(seq):
+    "An event of an alarm of its own."
+    return event(seq)._replace(episode=f"fan@{seq}")
 
 
 class Kind:
@@ -58,7 +73,8 @@ class Kind:
         raise NotImplementedError
 
     def events(self) -> int | None:
-        "How many events stand there; None for a sink that takes none."
+        "How many events stand beside the records; None where there are none."
+        return None
 
     def down(self):
         "Take the store away, as a kill would."
@@ -132,6 +148,102 @@ class Influx(Kind):
         self.server.close()
 
 
+class Webhook(Kind):
+    record = staticmethod(episode)
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.server = servers.Alerts()
+
+    def open(self):
+        return WebhookSink(self.server.url)
+
+    def seqs(self):
+        return sorted(int(a["labels"]["episode"].partition("@")[2]) for a in self.server.alerts.values())
+
+    def down(self):
+        self.server.kill()
+
+    def up(self):
+        self.server.start()
+
+    def spoil(self, record):
+        return record._replace(asset=self.server.refuses)
+
+    def close(self):
+        self.server.kill()
+
+
+class Topic(Kind):
+    record = staticmethod(episode)
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        servers.need("mosquitto", "mosquitto")
+        self.broker = EmbeddedBroker(folder / "broker", "mosquitto")
+        self.arrived: set[str] = set()
+        self._listen()
+
+    def _listen(self):
+        self.ear = self.broker.client("ear", session_s=0, announce=False)
+        self.ear.connect()
+        self.ear.subscribe(["pdm/v1/+/+/+/+/+/asset/alert"])
+
+    def open(self):
+        return TopicSink(self.broker.url, self.folder, "alerts")
+
+    def seqs(self):
+        while messages := self.ear.receive(1000, 0.3):
+            self.arrived |= {json.loads(m.payload)["id"] for m in messages}
+        return sorted(int(i.split("/")[0].partition("@")[2]) for i in self.arrived)
+
+    def down(self):
+        self.seqs()
+        self.ear.close()
+        self.broker.kill()
+
+    def up(self):
+        self.broker.restart()
+        self._listen()
+
+    def spoil(self, record):
+        return record._replace(asset="nowhere")
+
+    def close(self):
+        self.ear.close()
+        self.broker.close()
+
+
+class Archived(Kind):
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.place, self.aside = folder / "archive", folder / "aside"
+
+    @staticmethod
+    def record(seq):
+        samples = np.full((2, 16), seq, np.float32)
+        return Raw(ASSET, STREAM, EPOCH, seq, "alarm", encode(Window(STREAM, EPOCH, seq, 0, T0_NS + seq * 10**9, 1000.0, ("h", "v"), ("g", "g"), samples)))
+
+    def open(self):
+        return ArchiveSink(Settings(archive_url=f"file:{self.place}"))
+
+    def seqs(self):
+        return sorted(w.seq for _, w in Archive(f"file:{self.place}").read())
+
+    def down(self):
+        if self.place.exists():
+            self.place.rename(self.aside)
+        self.place.write_text("a disk that is not mounted")
+
+    def up(self):
+        self.place.unlink()
+        if self.aside.exists():
+            self.aside.rename(self.place)
+
+    def spoil(self, record):
+        return record._replace(payload=b"\xff")
+
+
 class Postgres(Kind):
     def __init__(self, folder):
         super().__init__(folder)
@@ -191,7 +303,7 @@ class BigQuery(Kind):
         return record._replace(severity=2**63)
 
 
-KINDS = [Sqlite, Influx, Postgres, BigQuery]
+KINDS = [Sqlite, Influx, Postgres, BigQuery, Webhook, Topic, Archived]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -252,7 +364,7 @@ def finish(runner):
 
 def test_records_written_twice_stand_once(kind):
     sink = kind.open()
-    records = [kind.record(0), kind.record(1)] + ([event(0)] if Event in sink.takes and kind.record is not event else [])
+    records = [kind.record(0), kind.record(1)] + ([event(0)] if {Row, Event} <= set(sink.takes) else [])
     for _ in range(3):
         sink.write(records)
     sink.close()
@@ -343,7 +455,7 @@ def test_nothing_is_connected_before_it_is_needed_and_init_can_be_repeated(kind)
 
 
 class Memory:
-    name, takes, batch, ordered = "memory", (Row, Event), 3, False
+    name, takes, batch, ordered, pause_s = "memory", (Row, Event), 3, False, 0.0
 
     def __init__(self):
         self.seqs: list[int] = []
@@ -611,6 +723,101 @@ def test_two_events_at_the_same_instant_are_two_points(influx):
     sink.close()
 
 
+# Alerts
+
+
+@pytest.fixture
+def webhook():
+    server = servers.Alerts()
+    yield server
+    server.kill()
+
+
+LIFE = [event(0), event(1)._replace(kind="escalated", details={"severity": 3, "reasons": ["louder"]}), event(2)._replace(kind="diagnosed", details={"fault": "cage"}),
+        event(3)._replace(kind="cleared")]
+
+
+def standing(server, t_ns):
+    "Names and severities of the alerts that stand at that time."
+    now = datetime.fromtimestamp(t_ns / 1e9, UTC)
+    return sorted((a["labels"]["alertname"], a["labels"]["severity"]) for a in server.alerts.values() if datetime.fromisoformat(a["endsAt"]) > now)
+
+
+def test_an_alarm_that_gets_worse_is_one_alert_at_a_time_and_ends_when_it_is_cleared(webhook):
+    sink = WebhookSink(webhook.url)
+    stands = []
+    for e in LIFE:
+        sink.write([e])
+        stands.append(standing(webhook, e.t_ns))
+    assert stands[0] == [("MachineAlarm", "act")] and stands[1] == [("MachineAlarm", "stop_advised")]
+    assert stands[2] == [("FaultNamed", "watch"), ("MachineAlarm", "stop_advised")] and stands[3] == [("FaultNamed", "watch")]
+    before = dict(webhook.alerts)
+    sink.write(LIFE)  # delivered again: the same alerts
+    assert webhook.alerts == before
+
+
+def test_nobody_is_called_for_what_is_shelved_or_worked_on_but_the_end_is_always_told(webhook):
+    sink = WebhookSink(webhook.url)
+    sink.write([e._replace(details={**e.details, why: True}) for e in LIFE[:3] for why in ("shelved", "maintenance")])
+    sink.write([LIFE[0]._replace(kind=kind) for kind in ("acknowledged", "labelled", "maintenance_began")])
+    assert webhook.alerts == {}
+    sink.write([LIFE[0], LIFE[3]._replace(details={"shelved": True})])
+    assert webhook.alerts and standing(webhook, LIFE[3].t_ns) == []
+
+
+def test_a_server_that_sends_elsewhere_has_not_taken_the_alert(webhook):
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(302)
+            self.send_header("Location", webhook.url)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.handle_request).start()
+        with pytest.raises(PartMissing, match="302"):
+            WebhookSink(f"http://127.0.0.1:{server.server_port}").write([event(0)])
+
+
+def test_alertmanager_takes_the_alerts_and_ends_them(tmp_path):
+    (program,) = servers.need("prometheus-alertmanager", "prometheus-alertmanager")
+    port = free_port()
+    (tmp_path / "am.yml").write_text("route: {receiver: nobody}\nreceivers: [{name: nobody}]\n")
+    with Child([program, f"--config.file={tmp_path}/am.yml", f"--storage.path={tmp_path}/am", f"--web.listen-address=127.0.0.1:{port}",
+                "--cluster.listen-address="], tmp_path / "am.log") as child:
+        child.wait_ready(lambda: servers.answers(f"http://127.0.0.1:{port}/-/ready"))
+        sink = WebhookSink(f"http://127.0.0.1:{port}")
+
+        def firing():
+            return [a["labels"] for a in json.load(urlopen(f"http://127.0.0.1:{port}/api/v2/alerts", timeout=5))]
+
+        sink.write(LIFE[:2] * 2)
+        assert [(a["alertname"], a["severity"]) for a in firing()] == [("MachineAlarm", "stop_advised")]
+        sink.write(LIFE[3:])
+        assert firing() == []
+
+
+def test_a_broker_url_and_an_alert_url_that_do_not_fit_are_refused():
+    with pytest.raises(InvalidConfig, match="webhook"):
+        open_sinks(Settings(broker_url="kafka://host:9092", alert_urls=("mqtt:",)))
+
+
+# The archive
+
+
+def test_the_archive_is_tidied_up_once_a_day_and_a_failure_of_that_loses_nothing(tmp_path):
+    sink = ArchiveSink(Settings(archive_url=f"file:{tmp_path / 'archive'}", archive_suspicious_retention_days=1))
+    old = Archived.record(0)
+    window = decode(old.payload)
+    sink.write([old._replace(payload=encode(replace(window, t0_ns=window.t0_ns - 10 * 86_400 * 10**9)))])
+    sink._tidy_s = 0.0  # it is three in the morning
+    sink.write([Archived.record(1)])
+    assert [w.seq for _, w in Archive(f"file:{tmp_path / 'archive'}").read()] == [1]
+    assert sink._tidy_s > time.time()
+
+
 # The service
 
 
@@ -633,6 +840,8 @@ def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
 
 
 def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):
+    everything = Settings(state_dir=tmp_path, tsdb_url="influxdb://host/plant/pdm", archive_url=f"file:{tmp_path}/archive",
+                          alert_urls=("mqtt:", "http://a:9093", "http://b:9093"), broker_url="mqtt://host")
+    assert sink_names(everything) == [s.name for s in open_sinks(everything)] and len(set(sink_names(everything))) == 5
     settings = Settings(state_dir=tmp_path)
-    assert sink_names(settings) == [s.name for s in open_sinks(settings)]
     assert list(init_all(settings)) and list(init_all(settings)) == ["sqlite: ready, nothing to do"]

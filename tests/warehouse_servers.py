@@ -46,8 +46,8 @@ class PostgresServer:
         self.start()
 
     def start(self) -> "PostgresServer":
-        self.child = Child([*self._as, self._programs / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port), "-c", "unix_socket_directories=", *self._options],
-                           self.folder / "log", name="PostgreSQL", cwd="/").wait_ready(self.ready)
+        command = [*self._as, self._programs / "postgres", "-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port), "-c", "unix_socket_directories="]
+        self.child = Child([*command, *self._options], self.folder / "log", name="PostgreSQL", cwd="/").wait_ready(self.ready)
         return self
 
     def ready(self) -> bool:
@@ -72,6 +72,8 @@ class PostgresServer:
 
     def kill(self) -> None:
         "As a power cut: SIGKILL to the server and all of its backends at once."
+        if not self.child.alive:
+            return
         backends = psutil.Process(self.child.pid).children(recursive=True)
         self.child.kill()
         for backend in backends:
@@ -85,11 +87,15 @@ class PostgresServer:
         shutil.rmtree(self.folder)
 
 
-@cache
 def shared_postgres(where: str) -> PostgresServer:
-    """One server for all tests of this process, which each take a database of their own.
+    "One server for all tests of this process, which each take a database of their own; up, even where a test has failed while it was down."
+    server = _postgres(where)
+    return server if server.child.alive else server.start()
 
-    It does without fsync: a kill -9 takes nothing that the kernel has, and a hundred small databases are made in no time."""
+
+@cache
+def _postgres(where: str) -> PostgresServer:
+    # without fsync: a kill -9 takes nothing that the kernel has, and a hundred small databases are made in no time
     server = PostgresServer(postgres_programs()[where], "-c", "fsync=off")
     atexit.register(server.remove)
     return server
@@ -145,9 +151,14 @@ class BigQueryServer:
         shutil.rmtree(self.folder)
 
 
-@cache
 def shared_bigquery() -> BigQueryServer:
-    "One emulator for all tests of this process, which each take a dataset of their own."
+    "One emulator for all tests of this process, which each take a dataset of their own; up in any case."
+    server = _bigquery()
+    return server if server.child.alive else server.start()
+
+
+@cache
+def _bigquery() -> BigQueryServer:
     environment = bigquery_environment()
     assert environment is not None
     server = BigQueryServer(environment)

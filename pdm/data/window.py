@@ -20,7 +20,7 @@ from ..signal.kinematics import Bearing
 
 # %% ../../nbs/data/window.ipynb #windc32e13
 PREFIX = "pdm/v1"
-LEAVES = ("window", "verdict", "ack", "status")
+LEAVES = ("window", "verdict", "ack", "status", "alert")
 _LEVEL = re.compile(r"[^\s/+#\x00$][^/+#\x00]{0,63}")
 
 
@@ -62,7 +62,7 @@ class AssetPath:
 def topic(
     path: AssetPath,  # the asset
     stream: str,      # the sensor group, one level
-    leaf: str,        # `window`, `verdict`, `ack` or `status`
+    leaf: str,        # `window`, `verdict`, `ack`, `status` or `alert`
 ) -> str:             # `pdm/v1/<enterprise>/<site>/<area>/<line>/<asset>/<stream>/<leaf>`
     "The topic on which messages of that kind travel."
     if leaf not in LEAVES:

@@ -63,20 +63,20 @@ _TYPES = {"text": "STRING", "int": "INT64", "float": "FLOAT64", "bool": "BOOL", 
 
 class BigQuerySink:
     "Verdicts and events in the tables `verdict` and `event` of a dataset of BigQuery."
-    name, batch, ordered = "bigquery", 5000, False
+    name, batch, ordered, pause_s = "bigquery", 5000, False, 120.0  # BigQuery allows 1,500 load jobs a day and table
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
         url: str,  # `bigquery://project/dataset?location=EU`; `endpoint=https://…` for a private one, `endpoint=http://…` for an emulator, without login
     ):
         "Does not connect; logs in with Application Default Credentials when it does. Raises `InvalidConfig` for what is no such URL, and `PartMissing` without the driver."
+        parts, options = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
+        if not re.fullmatch(r"[a-z][a-z0-9.:-]*", parts.netloc) or not re.fullmatch(r"/\w+", parts.path, re.ASCII) or set(options) - {"location", "endpoint"}:
+            raise InvalidConfig(f"warehouse_url {url}: expected bigquery://project/dataset, and of options only location and endpoint")
         try:
             from google.cloud import bigquery
         except ImportError as e:
             raise PartMissing(f"warehouse_url {url}: needs google-cloud-bigquery ({e}): pip install 'predmaint[bigquery]'") from e
-        parts, options = urlsplit(url), dict(parse_qsl(urlsplit(url).query))
-        if not re.fullmatch(r"[a-z][a-z0-9.:-]*", parts.netloc) or not re.fullmatch(r"/\w+", parts.path, re.ASCII) or set(options) - {"location", "endpoint"}:
-            raise InvalidConfig(f"warehouse_url {url}: expected bigquery://project/dataset, and of options only location and endpoint")
         self._api, self._options = bigquery, options
         self._project, self._dataset = parts.netloc, f"{parts.netloc}.{parts.path[1:]}"
         self._jobs = f"predmaint-merge-{parts.path[1:]}-"

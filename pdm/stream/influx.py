@@ -106,16 +106,16 @@ def _event(e: Event) -> str:
     fields += [f'{name}="{text.translate(_TEXT)}"' for name, text in texts.items()]
     return f"{_series('event', [*_tags(e), ('kind', e.kind), ('episode', e.episode)])} {','.join(fields)} {e.t_ns}"
 
-# %% ../../nbs/stream/influx.ipynb #infl118dd0
+# %% ../../nbs/stream/influx.ipynb #inflc9343f
 _TIMEOUT_MS = 20_000
-_PIECE = 1000  # records in a request
+_PIECE = 5000  # records in a request; each costs the server an fsync
 _BECAUSE = (("beyond retention", "beyond_retention"), ("outside retention", "beyond_retention"), ("field type conflict", "field_type_conflict"),
             ("unable to parse", "unparsable"))
 
 
 class InfluxSink:
     "Verdicts and events in a bucket of InfluxDB."
-    name, batch, ordered = "influx", 5000, False
+    name, batch, ordered, pause_s = "influx", 10_000, False, 0.1
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,

@@ -220,6 +220,18 @@ class Mqtt:
         self._last = client.publish(topic, payload, qos, retain, packed)
         return self._last.rc == paho.MQTT_ERR_SUCCESS
 
+    def publish_wait(self, topic: str, payload: bytes, timeout_s: float = 10.0) -> bool:
+        "Publish at QoS 1; whether the broker has said within the timeout that it has it."
+        client = self._client
+        if client is None:
+            return False
+        info = client.publish(topic, payload, 1)
+        try:
+            info.wait_for_publish(timeout_s)
+        except (RuntimeError, ValueError):  # the connection is lost, or the queue is full
+            return False
+        return info.is_published()
+
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         try:
             found = [self._inbox.get(timeout=timeout_s)]

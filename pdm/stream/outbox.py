@@ -167,7 +167,7 @@ class Outbox:
     def _pause_s(self) -> float:
         return min(max(self.resend_s, 2 * self._took_s) * 2**min(self.tries, 30), max(self.resend_s, _LONGEST_S)) * self._stretch
 
-# %% ../../nbs/stream/outbox.ipynb #outbc31c75
+# %% ../../nbs/stream/outbox.ipynb #outbb80849
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE pending (
@@ -218,6 +218,7 @@ def _salvage(path: Path) -> list[_Row]:
         try:
             db = sqlite3.connect(path, isolation_level=None)
             try:
+                db.execute("PRAGMA writable_schema = ON")  # or a file that was cut is not read at all
                 for row in db.execute(f"SELECT id, topic, epoch, seq, created_ns, crc, payload FROM pending ORDER BY id {order}"):
                     found[row[0]] = row
             finally:

@@ -79,7 +79,7 @@ def _first_line(e: Exception) -> str:
 
 class PostgresSink:
     "Verdicts and events in the schema `pdm` of a PostgreSQL database (13 or later)."
-    name, batch, ordered = "postgres", 1000, False
+    name, batch, ordered, pause_s = "postgres", 1000, False, 0.1
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
@@ -100,6 +100,7 @@ class PostgresSink:
                                          "keepalives_count": 3, "tcp_user_timeout": 60_000} | given
         self.where = f"PostgreSQL at {given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         self._db: Any = None
+        self._staged = False  # whether this connection has its stages
 
     def init(self) -> list[str]:
         "Create or migrate the schema, and say what was done. Raises `PartMissing` when that can't be done now, or not by this user."
@@ -109,18 +110,23 @@ class PostgresSink:
 
     def write(self, rows: Sequence[Record]) -> None:
         "Durable when it returns; rows that are there already stay as they are. Raises `PartMissing` or `InvalidInput`, and then nothing was written."
+        import psycopg
+
         with self._session() as db:
             if not self._staged:
                 self._prepare(db)
-            with db.transaction(), db.cursor() as cursor:
-                for table in TABLES:
-                    records = [r for r in rows if isinstance(r, table.record)]
-                    if records:
-                        with cursor.copy(copy_sql(table)) as copy:
-                            copy.set_types([_TYPES[kind] for kind in table.columns.values()])
-                            for record in records:
-                                copy.write_row(table.values(record))
-                        cursor.execute(insert_sql(table))
+            try:
+                with db.transaction(), db.cursor() as cursor:
+                    for table in TABLES:
+                        records = [r for r in rows if isinstance(r, table.record)]
+                        if records:
+                            with cursor.copy(copy_sql(table)) as copy:
+                                copy.set_types([_TYPES[kind] for kind in table.columns.values()])
+                                for record in records:
+                                    copy.write_row(table.values(record))
+                            cursor.execute(insert_sql(table))
+            except (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, OverflowError) as e:
+                raise InvalidInput(f"{self.where} refuses a row: {_first_line(e)}", "rejected") from e
 
     def close(self) -> None:
         "Close the connection; the next write would open another."
@@ -137,8 +143,6 @@ class PostgresSink:
             if self._db is None or self._db.closed:
                 self._db, self._staged = self._connect(), False
             yield self._db
-        except (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, OverflowError) as e:
-            raise InvalidInput(f"{self.where} refuses a row: {_first_line(e)}", "rejected") from e
         except psycopg.Error as e:
             self.close()
             raise PartMissing(f"{self.where}: {_first_line(e)}") from e

@@ -27,6 +27,7 @@ class Sink(Protocol):
     takes: tuple[type, ...]  # which of `Row`, `Event`, `Raw` it wants
     batch: int               # most records in one write
     ordered: bool            # True: a record is never written before those that came before it, not even after an outage
+    pause_s: float           # how long it rests once it has everything; the longer, the larger the batches, seconds
 
     def init(self) -> list[str]:
         "Create or migrate what the store needs; sentences that say what was done. Doing it again changes nothing. Raises `PartMissing`."
@@ -183,9 +184,8 @@ class Runner:
         dead: DeadLetters,
         metrics: SinkMetrics | None = None,
         stop: threading.Event | None = None,  # ends it; shared by all runners of a process
-        idle_s: float = 0.1,                  # pause when there is nothing to do
     ):
-        self.reader, self.sink, self.cursor, self.dead, self._idle_s = reader, sink, cursor, dead, idle_s
+        self.reader, self.sink, self.cursor, self.dead = reader, sink, cursor, dead
         self.metrics = metrics or SinkMetrics()
         self.failing: str | None = None       # why the last write failed, while that is so
         self.lag = 0                          # ids that are not dealt with
@@ -290,7 +290,7 @@ class Runner:
                 self._stop.wait(backoff_s(attempt))
                 attempt += 1
             elif self.lag == 0:
-                self._stop.wait(self._idle_s)
+                self._stop.wait(self.sink.pause_s)
         self.cursor.save()
         self.sink.close()
         self.reader.close()

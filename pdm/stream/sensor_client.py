@@ -20,7 +20,7 @@ import numpy as np
 from ..data.window import MAX_PAYLOAD, AssetPath, Window, decode_ack, encode, topic, user_properties
 from ..errors import InvalidConfig, InvalidPayload, InvalidWindow, PartMissing
 from .bus import Bus, Message
-from .mqtt import Mqtt
+from .broker import client_of
 from .outbox import Buffer, Full, Outbox, Pending
 
 # %% ../../nbs/stream/sensor_client.ipynb #sens1a48be
@@ -99,7 +99,7 @@ class SensorClient:
         buffer_dir: str | Path | None = None,  # keep windows there over our own death; without it in memory
     ):
         self._buffer = Buffer(buffer_dir) if buffer_dir is not None else None
-        self.bus: Bus = Mqtt(broker, client_id or f"sensor-{secrets.token_hex(6)}", session_s=0) if isinstance(broker, str) else broker
+        self.bus: Bus = client_of(broker, client_id or f"sensor-{secrets.token_hex(6)}", session_s=0) if isinstance(broker, str) else broker
         self._resend_s, self._closed, self._reconnected = resend_s, False, False
         self._changed = threading.Condition()
         self._streams: dict[str, SensorStream] = {}  # by ack topic

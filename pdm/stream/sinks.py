@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
+from .alerts import TopicSink, WebhookSink, alert_name
 from .journal import Event, JournalReader, Record, Row
 from .metrics import SinkMetrics
 from .page import Page
@@ -63,7 +64,7 @@ def _insert(table: str, columns: str) -> str:
 
 class SqliteStore:
     "Verdicts and events in a SQLite file, for whoever asks: a notebook, a report, Grafana's SQLite plugin."
-    name, batch, ordered = "sqlite", 1000, False
+    name, batch, ordered, pause_s = "sqlite", 1000, False, 0.1
     takes: tuple[type, ...] = (Row, Event)
 
     def __init__(self,
@@ -136,6 +137,11 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
         wanted["postgres"] = lambda: _class("postgres", "PostgresSink")(s.warehouse_url)
     elif s.warehouse_url:
         wanted["bigquery"] = lambda: _class("bigquery", "BigQuerySink")(s.warehouse_url)
+    for url in s.alert_urls:
+        wanted[alert_name(url)] = lambda url=url: WebhookSink(url) if not url.startswith("mqtt:") else TopicSink(  # type: ignore[misc]
+            s.broker_url, s.state_dir / "broker", f"{s.agent_id}-alerts")
+    if s.archive_url:
+        wanted["archive"] = lambda: _class("keep", "ArchiveSink")(s)
     return wanted
 
 
@@ -266,4 +272,3 @@ def main(
 ) -> None:
     "Run all sinks until told to stop. Waits for the journal where there is none yet."
     serve(settings, running, _check, stop)
-
