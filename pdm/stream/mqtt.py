@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -237,8 +238,9 @@ class Mqtt:
             found = [self._inbox.get(timeout=timeout_s)]
         except queue.Empty:
             return []
-        while len(found) < limit and not self._inbox.empty():
-            found.append(self._inbox.get())
+        with suppress(queue.Empty):
+            while len(found) < limit:
+                found.append(self._inbox.get_nowait())
         return found
 
     def ack(self, messages: Iterable[Message]) -> None:
