@@ -103,8 +103,8 @@ def duplicates(rig: Rig, draw: random.Random) -> None:
 def kills(rig: Rig) -> dict[str, Fault]:
     "SIGKILL, to each part alone and to some at once."
     names = list(rig.parts)
-    together = [("agent", "broker"), ("broker", "sensor-0"), ("agent", "sinks"), ("broker", "agent", "sinks"), ("triton", "agent"), ("sinks", "influx"),
-                ("postgres", "influx"), ("agent", "postgres")]
+    together = [("agent", "broker"), ("broker", "sensor-0"), ("agent", "sinks"), ("broker", "agent", "sinks"), ("triton", "agent"), ("sinks-2", "influx"),
+                ("sinks", "postgres"), ("postgres", "influx"), ("agent", "postgres")]
     return ({f"kill of {name}": kill(name) for name in names} | ({"kill of the stubs": kill_stubs} if "triton" in names else {})
             | {f"kill of {' and '.join(some)}": kill(*some) for some in together if set(some) <= set(names)})
 

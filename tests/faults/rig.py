@@ -253,7 +253,7 @@ class Rig:
         streams: int = 2,          # of each
         rate: float = 300.0,       # windows a second of each feeder, where nothing holds it up
         seed: int = 0,
-        stores: Sequence[type[Server]] = (Influx, Postgres),  # besides SQLite, where they are installed
+        stores: Sequence[type[Server]] = (Influx, Postgres),  # besides SQLite and the archive, where they are installed
         **settings: Any,           # of the agent and the sinks
     ):
         self.folder, self.seed, self._settings, self._stack = folder, seed, settings, ExitStack()
