@@ -166,7 +166,9 @@ class Influx(Server):
         self.settings = {"tsdb_url": self.server.url.replace(self.address, link.address), "influx_token": self.server.token}
 
     def _ask(self, fields: str, measurement: str) -> list[tuple[dict, list]]:
-        return [(series["tags"], point) for series in self.server.query(f"SELECT {fields} FROM {measurement} GROUP BY *") for point in series["values"]]
+        assets = [name for series in self.server.query(f"SHOW TAG VALUES FROM {measurement} WITH KEY = asset") for _, name in series["values"]]
+        return [(series["tags"], point) for name in assets  # one after the other, since a query has its time
+                for series in self.server.query(f"SELECT {fields} FROM {measurement} WHERE asset = '{name}' GROUP BY *") for point in series["values"]]
 
     def refuses(self, record: Row | Event) -> bool:
         return record.t_ns < time.time_ns() - self.days * 86_400 * 10**9
