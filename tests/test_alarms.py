@@ -216,7 +216,8 @@ def test_a_shelf_is_left_when_its_time_is_over(pump):
     now[0] += 60 * 10**9
     assert t.judge.news
     t.take(t.judge.judge(Batch()))
-    assert t.events[-1].kind == "unshelved" and t.judge.assets[ASSET].alarm.state == "unacknowledged"
+    assert [e.kind for e in t.events[-2:]] == ["unshelved", "escalated"] and "shelved" not in t.events[-1].details  # who was not called then is called now
+    assert t.judge.assets[ASSET].alarm.state == "unacknowledged"
     t.judge.close()
 
 

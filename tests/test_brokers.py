@@ -128,6 +128,27 @@ def test_only_what_was_asked_for_arrives(connect):
     assert not receiver.receive(1, 0.2)
 
 
+def test_a_subscription_is_made_while_another_thread_receives(connect):
+    sender, receiver, got, done = connect("sender"), connect("receiver"), [], threading.Event()
+
+    def listen():
+        while not done.is_set():
+            some = receiver.receive(10, 0.1)
+            receiver.ack(some)
+            got.extend(m.topic for m in some)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        for leaf in ("x", "late_x", "ack"):
+            receiver.subscribe([f"meanwhile/1/{leaf}"])
+            sender.publish(f"meanwhile/1/{leaf}", b"x")
+            wait_for(lambda leaf=leaf: f"meanwhile/1/{leaf}" in got)
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_a_window_of_four_mebibytes_passes(connect):
     sender, receiver = connect("sender"), connect("receiver", session_s=0)
     receiver.subscribe(["large"])

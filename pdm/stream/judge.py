@@ -91,6 +91,8 @@ class Judge:
         group = Group()
         for e in events_of(command, asset.alarm, self._now_ns()):
             self._happen(asset, e, group)
+            if e.kind == "unshelved":
+                self._call_again(asset, e, group)
             if e.kind in ("cleared", "maintenance", "maintenance_ended"):
                 self._begin_anew(asset, e, group)
         return group, asset.alarm
@@ -193,7 +195,15 @@ class Judge:
         "Take from the shelf what has lain there for its time."
         for name in [a for a in self._shelved if self._over(a)]:
             asset = self.assets[name]
-            self._happen(asset, Event(name, "", asset.alarm.episode or "", "unshelved", asset.alarm.shelved_until_ns, 0, -1, {"by": "time"}), group)
+            e = Event(name, "", asset.alarm.episode or "", "unshelved", asset.alarm.shelved_until_ns, 0, -1, {"by": "time"})
+            self._happen(asset, e, group)
+            self._call_again(asset, e, group)
+
+    def _call_again(self, asset: Asset, e: Event, group: Group) -> None:
+        "From the shelf: an alarm that still stands is told to those who were not told."
+        if asset.alarm.active:
+            details = {"severity": asset.alarm.severity, "reasons": asset.reasons(), **asset.alarm.silenced}
+            self._happen(asset, e._replace(stream=asset.worst.stream, kind="escalated", details=details), group)
 
     def _ask(self, o: Owned) -> None:
         "Have the fault named, if this stream is in alarm without one and has signal enough."
