@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import trustme
@@ -327,6 +328,52 @@ def test_of_two_clients_with_one_name_the_earlier_ends_and_says_why(broker, conn
     finally:
         first.close()
         second.close()
+
+
+mosquitto_only = pytest.mark.skipif(not find_program("mosquitto"), reason="mosquitto is not installed")
+
+
+@mosquitto_only
+def test_a_killed_broker_that_comes_back_with_a_status_of_long_ago_makes_nobody_a_twin(tmp_path):
+    with EmbeddedBroker(tmp_path, kind="mosquitto") as broker:
+        with_status(broker).close()  # an orderly end of the broker: this one is on disk
+    with EmbeddedBroker(tmp_path, kind="mosquitto") as broker:
+        with_status(broker).close()  # this one is not
+        client = with_status(broker)
+        try:
+            for n in (1, 2):
+                ups = []
+                client.on_connect(lambda ups=ups: ups.append(1))
+                broker.kill()
+                broker.restart()
+                wait_for(lambda ups=ups: ups and client.connected or client.failure, 15)
+                client.subscribe([f"twinless/{n}/x"])
+                assert client.publish(f"twinless/{n}/x", b"x") and receive(client, 1)[0].payload == b"x" and not client.failure
+        finally:
+            client.close()
+
+
+def with_status(broker):
+    "A client by the name of many others, who knows that its status stands."
+    client = broker.client("alone", session_s=0)
+    client.connect()
+    wait_for(lambda: client._identity._begun)
+    return client
+
+
+@mosquitto_only
+def test_what_nobody_has_received_before_a_reconnection_comes_once_after_it(tmp_path):
+    with EmbeddedBroker(tmp_path, kind="mosquitto") as broker, closing(broker.client("slow")) as slow, closing(broker.client("quick")) as quick:
+        slow.connect(), quick.connect()
+        slow.subscribe(["work"])
+        for i in range(20):
+            quick.publish("work", bytes([i]))
+        for _ in range(3):
+            wait_for(lambda: slow._inbox.qsize() == 20)
+            cut(slow)
+        got = receive(slow, 21, seconds=2)
+        slow.ack(got)
+        assert [m.payload[0] for m in got] == list(range(20))
 
 
 @pytest.mark.parametrize("kind", BROKERS)

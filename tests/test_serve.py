@@ -1,5 +1,6 @@
 """Every engine keeps one contract, and Triton keeps it while it is being killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 import pytest
+from faults.rig import POISON, rms_bundle
 from tritonclient.grpc import service_pb2 as pb
 
 from pdm.errors import CheckFailed, InvalidWindow, PartMissing
@@ -276,6 +278,27 @@ def test_a_guard_starts_without_its_engine_and_goes_there_when_it_comes(server, 
             assert "127.0.0.1:1" in guard.reason
             engine._connect(server.address)  # the server came
             until(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton")
+
+
+def test_windows_that_no_engine_can_score_say_nothing_against_the_engine(tmp_path, rng):
+    bundle = rms_bundle(tmp_path)
+    windows = rng.normal(size=(3, len(bundle.contract.channels), bundle.contract.samples)).astype(np.float32)
+    windows[1, 0, 0] = 2 * POISON
+    with InProcess() as engine, Guarded(engine, bundle, check_s=None) as guard:
+        with pytest.raises(Exception, match="indices element out of data bounds"):
+            guard.infer(windows)
+        assert guard.reason == "" and guard.switches == 0
+        assert len(guard.infer(windows[:1]).score) == 1
+
+
+def test_a_guardian_that_nobody_listens_to_ends_without_a_complaint(tmp_path):
+    order = {"command": [shutil.which("sleep"), "0.1"], "env": {}, "log": str(tmp_path / "log"), "folder": str(tmp_path / "home"), "shared": []}
+    ours, its = os.pipe()
+    os.close(ours)
+    guardian = Path(__file__).parents[1] / "edge/triton/guardian.py"
+    ended = subprocess.run([sys.executable, "-I", "-S", guardian, json.dumps(order)], stdin=subprocess.PIPE, stdout=its, stderr=subprocess.PIPE, check=False)
+    os.close(its)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_an_engine_that_scores_wrongly_is_not_used(make_bundle):

@@ -365,6 +365,22 @@ def test_a_storm_of_corrupt_messages_stops_nobody(plant):
     assert not any("late" in r.flags for r in plant.journal.verdicts(*key_of(0)))
 
 
+def test_windows_at_the_edge_of_what_a_message_can_say_stop_nobody(plant):
+    plant.start()
+    bus = plant.raw(ack_topic(0))
+    extremes = [{"t0_ns": 2**63 - 1}, {"t0_ns": 2**62 - 1}, {"t0_ns": 0}, {"conditions": {"": -9e18, "load\0": 9e18}},
+                *({"samples": np.full((2, SAMPLES), level, np.float32)} for level in (0, 1e-45, -1e-30, 3.4e38))]
+    for n, changes in enumerate(extremes):
+        publish(bus, message(window(n, **changes)))
+    publish(bus, message(window(len(extremes))))
+    acks(bus, (7, len(extremes)))
+    publish(bus, message(window(2**63 - 1, epoch=2**63 - 1, oldest=2**63 - 1)))
+    acks(bus, (2**63 - 1, 2**63 - 1))
+    letters = {d.seq: d.reason for d in plant.journal.dead_letters()}
+    assert sorted([*seqs(plant.journal), *letters]) == [*range(len(extremes) + 1), 2**63 - 1] and not plant.agent.failed.is_set()
+    assert letters[0] == "unreadable"
+
+
 CONTRACT = Contract(name="rms", kind="rms", channels=("h", "v"), units=("g", "g"), rate_hz=RATE_HZ, samples=SAMPLES, embedding=3, training_data="0" * 64)
 GOOD = encode(window(1))
 

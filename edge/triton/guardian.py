@@ -26,6 +26,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def say(text: str) -> None:
+    "To whoever started us, who may be gone."
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at the end
+
+
 def run(order: dict) -> None:
     "Until the server ends, or is no longer wanted."
     parent, stopped = os.getppid(), []
@@ -39,15 +47,15 @@ def run(order: dict) -> None:
         server = subprocess.Popen(order["command"], env=order["env"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                   start_new_session=True, preexec_fn=die_with_parent)
     try:
-        print(server.pid, flush=True)
+        say(str(server.pid))
         while server.poll() is None and not stopped and os.getppid() == parent:
             if sys.stdin in select.select([sys.stdin, wake], [], [], 0.5)[0]:
                 break
         else:
             if server.returncode is not None:
                 code = server.returncode
-                print(f"killed by signal {-code}" if code < 0 else f"ended with code {code}")
-                print(Path(order["log"]).read_text(errors="replace")[-4000:], flush=True)
+                how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                say(how + "\n" + Path(order["log"]).read_text(errors="replace")[-4000:])
     finally:
         try:
             os.killpg(server.pid, signal.SIGKILL)  # the stubs are in the server's group, and outlive it by many seconds

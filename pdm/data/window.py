@@ -114,6 +114,7 @@ class Window:
 # %% ../../nbs/data/window.ipynb #winda5e4ea
 VERSION = 1                # major version of the payload; a higher one is refused
 MAX_PAYLOAD = 4 * 2**20    # bytes; a 2 x 2560 float32 window takes 20 kB
+_END_NS = 2**62            # the year 2116: what comes after a time below this still fits 64 bits
 _SHAPED, _INT16, _FLOAT32 = 40, 77, 85  # RFC 8746: multi-dimensional array, int16 and float32 little endian
 
 
@@ -152,7 +153,7 @@ def _fail(reason: str, message: str) -> InvalidPayload:
 def _whole(message: dict, key: str, limit: int = MAX_EPOCH) -> int:
     value = message.get(key)
     if type(value) is not int or not 0 <= value < limit:
-        raise _fail("unreadable", f"`{key}` is a whole number in [0, 2^63), got {value!r:.60}")
+        raise _fail("unreadable", f"`{key}` is a whole number in [0, 2^{limit.bit_length() - 1}), got {value!r:.60}")
     return value
 
 
@@ -218,7 +219,7 @@ def decode(
     epoch, seq, oldest = (_whole(message, key) for key in ("epoch", "seq", "oldest"))
     if oldest > seq:
         raise _fail("unreadable", f"`oldest` {oldest} lies after `seq` {seq}")
-    return Window(stream, epoch, seq, oldest, _whole(message, "t0_ns"), float(rate_hz), _names(message, "channels", len(x)),
+    return Window(stream, epoch, seq, oldest, _whole(message, "t0_ns", _END_NS), float(rate_hz), _names(message, "channels", len(x)),
                   _names(message, "units", len(x)), x, {k: float(v) for k, v in conditions.items()})
 
 # %% ../../nbs/data/window.ipynb #winde26bee

@@ -209,17 +209,19 @@ class Guarded:
         windows: np.ndarray,                   # float32 [window, channel, sample]
         conditions: np.ndarray | None = None,  # float32 [window, condition], NaN where unknown
     ) -> Scored:
-        "Scores of `windows`, and in `engine` whose they are. Raises nothing but `InvalidWindow`."
+        "Scores of `windows`, and in `engine` whose they are. Raises `InvalidWindow`, or what ONNX Runtime raises for windows that nobody can score."
         primary = self._primary
-        if primary is not None:
-            try:
-                return primary.infer(windows, conditions)
-            except InvalidInput:
-                raise
-            except Exception as e:  # noqa: BLE001 (whatever went wrong there, these windows are scored)
-                _log.debug("the engine failed", exc_info=True)
-                self._switch(primary, None, f"{e}")
-        return self._fallback.infer(windows, conditions)
+        if primary is None:
+            return self._fallback.infer(windows, conditions)
+        try:
+            return primary.infer(windows, conditions)
+        except InvalidInput:
+            raise
+        except Exception as e:  # noqa: BLE001 (whatever went wrong there, these windows are scored)
+            _log.debug("the engine failed", exc_info=True)
+            scored = self._fallback.infer(windows, conditions)  # where this fails too, it is the windows, and the engine stays
+            self._switch(primary, None, f"{e}")
+            return scored
 
     def look(self) -> bool:
         "Load, repair and prove once; go to the engine if that succeeds, to the fallback if not. Returns whether it did."

@@ -136,13 +136,16 @@ class Identity:
     "What a client says of itself, and whether another one says it too."
     def __init__(self, client_id: str):
         self.client_id, self.run, self.extra = client_id, secrets.token_hex(8), dict[str, Any]()
-        self._before, self._begun = set[str](), False
+        self._before, self._begun, self._found = set[str](), False, dict[str, bytes]()
 
     def status(self, state: str, since_ns: int = 0) -> bytes:
         "Our status: JSON."
-        return json.dumps({"state": state, "run": self.run, **({"since_ns": since_ns, **self.extra} if state == "online" else {})}).encode()
+        return json.dumps({"state": state, "run": self.run, "since_ns": since_ns, **(self.extra if state == "online" else {})}).encode()
 
-    def twin(self, payload: bytes) -> str:
+    def twin(self,
+        payload: bytes,
+        kept: bool = False,  # it stood there before we came: what a broker says that has lost its latest state
+    ) -> str:
         "What is wrong when this is found where our own status stands; empty when nothing is."
         try:
             run = json.loads(payload)["run"]
@@ -152,7 +155,7 @@ class Identity:
             self._begun = True
         elif not self._begun:
             self._before.add(run)
-        elif run not in self._before:
+        elif run not in self._before and not (kept and self._found.setdefault(run, payload) == payload):  # only who lives says another thing later
             return f"client id {self.client_id} is used by another client: agent_id must be unique among the agents of a broker"
         return ""
 

@@ -189,7 +189,7 @@ class Kafka:
             if self._closing.is_set() and self._up.is_set():
                 self._lost.clear()
                 if self._announce:
-                    self._publish(producer, self._status, self._identity.status("offline"), True, message_expiry_s=OFFLINE_EXPIRY_S)
+                    self._publish(producer, self._status, self._identity.status("offline", self._since_ns), True, message_expiry_s=OFFLINE_EXPIRY_S)
                 producer.flush(2)
             producer.purge()
             reader.close()

@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -266,8 +267,9 @@ class Mqtt:
             found = [self._inbox.get(timeout=timeout_s)]
         except queue.Empty:
             return []
-        while len(found) < limit and not self._inbox.empty():
-            found.append(self._inbox.get())
+        with suppress(queue.Empty):
+            while len(found) < limit:
+                found.append(self._inbox.get_nowait())
         return found
 
     def ack(self, messages: Iterable[Message]) -> None:
@@ -289,6 +291,7 @@ class Mqtt:
     def _new_client(self) -> _Client:
         "A paho client for one connection."
         c = _Client(paho.CallbackAPIVersion.VERSION2, self.client_id, protocol=paho.MQTTv5, manual_ack=True, reconnect_on_failure=False)
+        self._since_ns = time.time_ns()
         c.max_inflight_messages_set(self._max_inflight)
         c.max_queued_messages_set(0)
         a = self.address
@@ -300,7 +303,7 @@ class Mqtt:
         if self._announce:
             expiry = Properties(PacketTypes.WILLMESSAGE)
             expiry.MessageExpiryInterval = OFFLINE_EXPIRY_S
-            c.will_set(self._status, self._identity.status("offline"), 1, True, expiry)
+            c.will_set(self._status, self._identity.status("offline", self._since_ns), 1, True, expiry)
         c.on_connect, c.on_disconnect, c.on_subscribe, c.deliver = self._connected, self._disconnected, self._subscribed, self._received
         return c
 
@@ -336,7 +339,7 @@ class Mqtt:
     def _say_goodbye(self, client: paho.Client) -> None:
         "Send what is under way, the status last, and disconnect; two seconds at most."
         if self._client is client and self._announce:
-            self._publish(client, self._status, self._identity.status("offline"), True, message_expiry_s=OFFLINE_EXPIRY_S)
+            self._publish(client, self._status, self._identity.status("offline", self._since_ns), True, message_expiry_s=OFFLINE_EXPIRY_S)
         until = time.monotonic() + 2
         if self._client is client and self._last is not None and self._last.rc == paho.MQTT_ERR_SUCCESS:
             self._last.wait_for_publish(2)  # iotcore may take a goodbye before what came first
@@ -348,7 +351,7 @@ class Mqtt:
         if self._announce:
             self._publish(client, self._status, self._identity.status("online", self._since_ns), True, message_expiry_s=ONLINE_EXPIRY_S)
 
-    def _connected(self, client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
+    def _connected(self, client: Any, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._refusal = str(reason)
             log.warning("broker refused %s: %s", self.client_id, reason)
@@ -360,16 +363,27 @@ class Mqtt:
             self._lost.set()
             return
         self._max_inflight = min(limit, 65535)
+        if flags.session_present:
+            self._drop_unread()
         if self._announce:
             client.subscribe(self._status, options=paho.SubscribeOptions(qos=0))
         if self._topics:
             client.subscribe([(t, paho.SubscribeOptions(qos=1)) for t in self._topics])
-        self._since_ns = time.time_ns()
         self._say_online(client)
         self._client, self._refusal = client, ""
         self._up.set()
         for callback in self._callbacks:
             callback()
+
+    def _drop_unread(self) -> None:
+        "What nobody has received from an earlier connection: the session brings it again, and what is left there would only grow."
+        for _ in range(self._inbox.qsize()):
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:  # somebody is receiving
+                return
+            if not message.token[2]:  # QoS 0 comes once
+                self._inbox.put(message)
 
     def _subscribed(self, client: paho.Client, _data: Any, mid: int, reasons: Sequence[Any], _properties: Any) -> None:
         for reason in reasons:
@@ -390,7 +404,7 @@ class Mqtt:
 
     def _received(self, message: Message) -> None:
         if message.topic == self._status and self._announce:
-            if twin := self._identity.twin(message.payload):
+            if twin := self._identity.twin(message.payload, message.retained):
                 self.failure = twin
                 self._lost.set()
             levels = self._status.split("/")
