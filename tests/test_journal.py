@@ -284,7 +284,7 @@ def test_events_of_one_asset_are_found(journal):
 
 # ---- groups
 
-def test_groups_of_one_commit_stand_together_or_not_at_all(journal):
+def test_groups_of_one_commit_stand_together(journal):
     early, late = Mark(7, 1), Mark(7, 3)
     journal.commit([Group([row(0), row(1)], [event(1)], marks={(*KEY, 7): early}, states={KEY: ("d", {"n": 1})}, alarms={KEY[0]: {"n": 1}}),
                     Group([row(2), row(3)], marks={(*KEY, 7): late}, states={KEY: ("d", {"n": 2})}, alarms={KEY[0]: {"n": 2}})])
