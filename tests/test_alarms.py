@@ -286,7 +286,7 @@ def test_every_reason_has_a_sentence():
     assert all(REASONS.values()) and {"damage", "false_alarm", "sensor"} <= set(REASONS)
 
 
-def test_an_alarm_of_a_journal_of_schema_1_is_taken_up(tmp_path):
+def test_an_alarm_is_told_from_events_as_a_journal_of_schema_1_has_them(tmp_path):
     from pdm.stream.journal import Group
 
     with Journal(tmp_path / "journal.db") as journal:

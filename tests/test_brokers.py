@@ -477,8 +477,9 @@ def test_of_agents_that_have_asked_at_once_the_first_by_name_gets_the_asset(agen
         rival.publish(status_topic(f"{agent.mark}-{name}"), json.dumps(state).encode(), retain=True, message_expiry_s=60)
 
     asking = {"state": "online", "run": "1", "claim": "asking", "assets": [f"{agent.mark}/fan"]}
+    rival.subscribe([status_topic(f"{agent.mark}-c")])
     say("c", asking)
-    receive(rival, 1, seconds=0.5)
+    assert receive(rival, 1)
     give_way = threading.Timer(1, say, ("c", {"state": "online", "run": "1"}))
     give_way.start()
     agent("b", "fan")  # waits until the later name has given way
@@ -489,8 +490,10 @@ def test_of_agents_that_have_asked_at_once_the_first_by_name_gets_the_asset(agen
 
 def test_an_agent_whose_later_rival_says_nothing_more_gives_up_in_time(agent, connect):
     asking = {"state": "online", "run": "1", "claim": "asking", "assets": [f"{agent.mark}/fan"]}
-    connect("rival", session_s=0).publish(status_topic(f"{agent.mark}-c"), json.dumps(asking).encode(), retain=True, message_expiry_s=60)
-    time.sleep(1)
+    rival = connect("rival", session_s=0)
+    rival.subscribe([status_topic(f"{agent.mark}-c")])
+    rival.publish(status_topic(f"{agent.mark}-c"), json.dumps(asking).encode(), retain=True, message_expiry_s=60)
+    assert receive(rival, 1)
     with pytest.raises(InvalidConfig, match=f"which {agent.mark}-c has"):
         agent("b", "fan", timeout_s=1.5)
 

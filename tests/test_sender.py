@@ -490,8 +490,12 @@ def test_a_replay_without_an_agent_says_so(plant, recording):
 
 
 def test_a_replay_that_is_interrupted_keeps_its_windows_for_the_next(plant, site, edge, recording, tmp_path):
+    listener = plant.client("listener", session_s=0)
+    listener.connect()
+    listener.subscribe([topic(AssetPath.parse(path_of(0)), STREAM, "window")])
     p = predmaint(*recording, "--speed", 0.5, "--broker-url", plant.url, "--buffer", tmp_path / "buffer", "--json")
-    time.sleep(3)
+    assert listener.receive(1, 30)  # it has begun
+    listener.close()
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
     first = json.loads(out)
