@@ -1,6 +1,7 @@
 """The house keeps its rooms: who may import whom, and what the edge does without."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,10 @@ def test_the_package_manager_of_the_same_name_is_refused(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pdm"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "give predmaint an environment of its own" in done.stderr
+
+
+def test_why_nothing_is_lost_names_tests_that_exist():
+    page = (ROOT / "nbs/explanations/nothing_lost.ipynb").read_text()
+    named = re.findall(r"`(tests/[a-z_/]+\.py)` `(test_\w+)`", page)
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (ROOT / file).read_text()]
+    assert len(named) > 20 and not missing, missing
