@@ -121,7 +121,7 @@ class Outbox:
             return []
         for p in done:
             del self.pending[p.epoch, p.seq]
-        if done[-1].times == 1:
+        if done[-1].times == 1 and not self.tries:  # neither lost itself nor held up by one that was
             self._took_s = now_s - done[-1].sent_s
         if self.tries:
             self._again(before_s=self._asked_s)
