@@ -10,27 +10,30 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import numpy as np
 import psutil
 import yaml
 
-from pdm.data.synth import synthetic_recordings
+from pdm.data.synth import Machine, Resonance, bearing_signal
 from pdm.data.window import AssetPath
+from pdm.errors import PartMissing
 from pdm.model.bundle import Bundle, CalibrationRecord, read_record
 from pdm.model.detector import Detector
-from pdm.process import Child, free_port
+from pdm.process import Child, find_program, free_port
+from pdm.signal.kinematics import Bearing
 
 CHANNELS, UNITS, LENGTH, RATE_HZ, STREAM = ("h", "v"), ("g", "g"), 2048, 48_828.0, "vibration"
 HERE = Path(__file__).resolve().parent
 
 
 def healthy_windows(n: int) -> np.ndarray:
-    "Two channels of a healthy machine: two of the generator's records side by side."
-    a, b = [r for r in synthetic_recordings(seed=1) if r.fault == "none"][:2]
-    x = np.stack([a.samples[0], b.samples[0]])[:, : n * LENGTH]
-    return x.reshape(2, -1, LENGTH).swapaxes(0, 1).astype(np.float32)
+    "Two channels of a healthy machine of the generator."
+    machine, seconds = Machine(Bearing(8, 5.97, 31.62), (Resonance(2900, 0.05), Resonance(7300, 0.03, 0.6)), noise_g=0.7), n * LENGTH / RATE_HZ
+    x = np.stack([bearing_signal(machine, 1500.0, RATE_HZ, seconds, seed=seed)[0] for seed in (1, 2)])
+    return x.reshape(2, n, LENGTH).swapaxes(0, 1).astype(np.float32)
 
 
 def fitted(windows: np.ndarray, folder: Path) -> tuple[Bundle, CalibrationRecord]:
@@ -170,8 +173,6 @@ http {{ access_log off; client_max_body_size 50m;
 class Influx:
     "A real influxd 1.x behind nginx, which gives it the write path of version 2."
     def __init__(self, folder: Path):
-        from pdm.errors import PartMissing
-        from pdm.process import find_program
         programs = {name: find_program(name) for name in ("influxd", "nginx")}
         if missing := [name for name, path in programs.items() if path is None]:
             raise PartMissing(f"no {' and no '.join(missing)} here: apt-get install influxdb nginx-light")
@@ -191,7 +192,6 @@ class Influx:
             return False
 
     def ask(self, query: str) -> dict:
-        from urllib.parse import urlencode
         return json.loads(urlopen(f"{self.url}/query", data=urlencode({"q": query, "db": "bench"}).encode(), timeout=10).read())
 
     def count(self) -> int:

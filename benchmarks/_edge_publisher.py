@@ -7,7 +7,6 @@ when there was time to send it. Without a rate it sends as fast as its streams h
 import json
 import resource
 import sys
-import threading
 import time
 
 import numpy as np
@@ -39,7 +38,7 @@ def main(order: dict) -> dict:
         told = [[(seq, at) for seq, _, at in s.times] for s in streams]
         np.savez(order["out"], due=np.array([t for d in due for t in d], np.int64), stream=np.repeat(np.arange(len(streams)), [len(d) for d in due]),
                  seq=np.concatenate([np.arange(len(d)) for d in due]), told=np.array([(n, seq, at) for n, pairs in enumerate(told) for seq, at in pairs], np.int64).reshape(-1, 3))
-        return {"sent": i, "start_ns": start_ns, "stop_ns": stop_ns, "resent": client.counts["resent"], "late_ms": 1e3 * late, "threads": threading.active_count(),
+        return {"sent": i, "start_ns": start_ns, "stop_ns": stop_ns, "resent": client.counts["resent"], "late_ms": 1e3 * late,
                 "cpu_s": after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime}
 
 

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def verdict_message(row: Row) -> bytes:
-    "The payload of a verdict message: JSON, for dashboards and whoever listens. The journal is what counts."
+    "The payload of a verdict message: JSON, for dashboards and whoever listens; the latest of each stream after each commit. The journal has all."
     names = ("t_ns", "epoch", "seq", "score", "p_value", "threshold", "alarm", "severity", "state", "fault", "episode", "supported", "extrapolating",
              "channel_scores", "model", "engine", "flags", "asset_severity", "worst")
     return to_json({name: getattr(row, name) for name in names})
@@ -213,16 +213,18 @@ class Agent:
         if groups and not self._write(groups):
             return
         now_s, now_ns = time.monotonic(), time.time_ns()
+        for (asset, stream, _), mark in {k: m for w in work for k, m in w.batch.acks.items()}.items():
+            self._acknowledge((asset, stream), mark)
         for w in work:
-            for (asset, stream, _), mark in w.batch.acks.items():
-                self._acknowledge((asset, stream), mark)
             self._bus.ack(w.batch.messages)
-            for row in w.group.rows:
-                self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
             for state in w.group.alarms.values():
                 self._show(Alarm.from_state(state))
             if w.answer is not None and w.alarm is not None:
                 w.answer.set_result(w.alarm)
+        latest = {(row.asset, row.stream): row for w in work for row in w.group.rows if "late" not in row.flags}
+        for row in latest.values():
+            self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
+        for w in work:
             self._count(w.batch, w.group, now_s, now_ns)
 
     def _write(self, groups: Sequence[Group]) -> bool:

@@ -63,7 +63,7 @@ class _Properties:
 _FIXED = {1: 1, 2: 4, 35: 2}  # lengths of the PUBLISH properties that have one, by identifier
 
 
-def _varint(data: bytearray, at: int) -> tuple[int, int]:
+def _varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
     "A variable byte integer, and where it ends."
     value = shift = 0
     while True:
@@ -74,7 +74,7 @@ def _varint(data: bytearray, at: int) -> tuple[int, int]:
 
 
 def _read_publish(
-    packet: bytearray,  # all after the fixed header
+    packet: bytes | bytearray,  # all after the fixed header
     qos: int,
 ) -> tuple[str, int, list[tuple[str, str]], bytes]:  # topic, packet identifier, user properties, payload
     "The parts of a PUBLISH (MQTT 5, section 3.3). Raises `IndexError` or `ValueError` when it is malformed."
@@ -125,6 +125,20 @@ class _Buffered:
         self._at += len(found)
         return found
 
+    def packet(self) -> tuple[int, int, int] | None:
+        "Of the next packet, if all of it is here: first byte, where the rest begins after its length, and where it ends."
+        data, at = self._data, self._at + 1
+        try:
+            size, at = _varint(data, at)
+        except IndexError:
+            return None
+        return (data[self._at], at, at + size) if at + size <= len(data) else None
+
+    def take(self, begin: int, end: int) -> bytes:
+        "What stands there; the next packet begins at its end."
+        self._at = end
+        return self._data[begin:end]
+
     def pending(self) -> int:
         "Bytes that select can't see."
         more = self._sock.pending() if hasattr(self._sock, "pending") else 0  # TLS keeps some of its own
@@ -143,17 +157,32 @@ class _Client(paho.Client):
         self.error = str(error)
 
     def loop_read(self, max_packets: int = 1) -> paho.MQTTErrorCode:
+        rc = paho.MQTT_ERR_SUCCESS
         for _ in range(64):  # then it is the writers' turn
-            rc = super().loop_read()
+            sock: Any = self._sock
+            found = sock.packet() if sock is not None and not self._in_packet["command"] else None
+            if found is not None and found[0] & 0xF0 == paho.PUBLISH:  # whole in the buffer: no need for paho to collect it piece by piece
+                self._last_bytes_received = time.monotonic()
+                rc = self._read(found[0], sock.take(*found[1:]))
+                rc = self._loop_rc_handle(rc) if rc else rc
+            else:
+                rc = super().loop_read()
             if rc != paho.MQTT_ERR_SUCCESS or self._sock is None or not self._sock.pending():  # type: ignore[attr-defined]
                 break
         return rc
 
+    def acknowledge(self, mids: Sequence[int]) -> None:
+        "PUBACK to all of them in one packet."
+        if mids:
+            self._packet_queue(paho.PUBACK, b"".join(b"\x40\x02" + mid.to_bytes(2, "big") for mid in mids), mids[-1], 1)
+
     def _handle_publish(self) -> paho.MQTTErrorCode:
-        command = self._in_packet["command"]
+        return self._read(self._in_packet["command"], self._in_packet["packet"])
+
+    def _read(self, command: int, packet: bytes | bytearray) -> paho.MQTTErrorCode:
         qos = command >> 1 & 3
         try:
-            topic, mid, pairs, payload = _read_publish(self._in_packet["packet"], qos)
+            topic, mid, pairs, payload = _read_publish(packet, qos)
         except (IndexError, ValueError):  # UnicodeDecodeError is a ValueError
             return paho.MQTT_ERR_PROTOCOL
         self.deliver(Message(topic, payload, pairs, bool(command & 1), (self, mid, qos), time.monotonic()))
@@ -176,7 +205,7 @@ class Mqtt:
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._topics: dict[str, None] = {}
         self._callbacks: list[Callable[[], None]] = []
-        self._client: paho.Client | None = None  # the connected one
+        self._client: _Client | None = None  # the connected one
         self._last: paho.MQTTMessageInfo | None = None
         self._max_inflight = 65535
         self._lost, self._closing, self._up = threading.Event(), threading.Event(), threading.Event()
@@ -244,11 +273,9 @@ class Mqtt:
         return found
 
     def ack(self, messages: Iterable[Message]) -> None:
-        current = self._client
-        for m in messages:
-            client, mid, qos = m.token
-            if current is not None and client is current and qos:  # a message of an earlier connection comes again, under another number
-                current.ack(mid, qos)
+        current, tokens = self._client, [m.token for m in messages]
+        if current is not None:  # a message of an earlier connection comes again, under another number
+            current.acknowledge([mid for client, mid, qos in tokens if client is current and qos])
 
     def set_status(self, extra: Mapping[str, Any]) -> None:
         self._identity.extra = dict(extra)
@@ -324,7 +351,7 @@ class Mqtt:
         if self._announce:
             self._publish(client, self._status, self._identity.status("online", self._since_ns), True, message_expiry_s=ONLINE_EXPIRY_S)
 
-    def _connected(self, client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
+    def _connected(self, client: Any, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._refusal = str(reason)
             log.warning("broker refused %s: %s", self.client_id, reason)
