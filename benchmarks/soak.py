@@ -1,6 +1,6 @@
 """What the edge loses over a long run of kills: nothing, says the tally, or what it lost.
 
-Real mosquitto, tritonserver, agent, sinks, InfluxDB, PostgreSQL and SQLite, and two gateways as processes of their own, all behind a network that fails
+Real mosquitto, tritonserver, agent, sinks, InfluxDB, PostgreSQL, SQLite and archive, and two gateways as processes of their own, over a network that fails
 as well; SIGKILL to one or some of them every few seconds, between other faults: cuts, silence, slow links, processes that stand still, storms of what
 can't be read, scored or stored; and people who give commands all the while. `soak_windows` and `soak_kills` say how much that was, `soak_lost` how many
 acknowledged windows, events and commands do not stand in the journal or in a store, `soak_duplicated` how many stand there twice, or both there and among

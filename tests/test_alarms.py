@@ -256,7 +256,7 @@ def test_what_people_say_of_an_alarm_is_journaled_and_outlives_a_kill(pump):
         again = predmaint(pump, "ack", "fan-0")
         assert again.returncode == 1 and "there is nothing to acknowledge" in again.stderr
         for args, says in ((("ack", "fan-9"), "is none of"), (("shelve", "fan-0", "--for", "8 h", "--reason", "nuisance"), "expected a number and s, m, h or d"),
-                           (("label", "fan-0", "--reason", "damage", "--episode", "x@1"), "has had no alarm 'x@1'"), (("maintenance", "fan-0", "start"), "expected begin, end, done")):
+                           (("label", "fan-0", "--reason", "damage", "--episode", "x@1"), "'x@1' is no alarm of fan-0"), (("maintenance", "fan-0", "start"), "expected begin, end, done")):
             done = predmaint(pump, *args)
             assert done.returncode == 1 and says in done.stderr, done.stderr
         assert agent.stop() == 0

@@ -277,7 +277,7 @@ def test_an_outbox_asks_again_with_its_oldest_window_only_and_ever_more_rarely()
         for p in box.due(now):
             box.handed_over(p, now)
             sent.append((now, p.seq))
-    assert [s for s in sent if s[0]] == [(5, 0), (15, 0), (35, 0), (75, 0), (135, 0), (195, 0), (255, 0), (315, 0), (375, 0)]
+    assert [s for s in sent if s[0]] == [(5, 0), (15, 0), (35, 0), *((t, 0) for t in range(75, 400, 40))]
 
 
 def test_what_is_told_anew_keeps_its_samples_also_as_int16():

@@ -302,6 +302,17 @@ def test_an_alarm_outlives_a_restart_of_the_agent(plant):
     assert all(r.fault != "none" for r in rows[12:]) and all(r.fault == "none" for r in rows[:12])
 
 
+def test_one_window_with_a_wrong_time_does_not_blind_the_monitor(plant):
+    plant.start()
+    bus = plant.raw(ack_topic(0))
+    for n in range(30):
+        wrong = 3600 * 10**9 if n == 10 else 0
+        publish(bus, message(window(n, level=1.0 if n < 20 else 20.0, t0_ns=T0_NS + n * STEP_NS + wrong)))
+    acks(bus, (7, 29))
+    assert [e.kind for e in plant.journal.events()][:1] == ["raised"]
+    assert plant.journal.verdicts(*key_of(0))[29].alarm
+
+
 def test_a_fault_is_named_once_there_is_enough_signal(mosquitto, make_bundle, tmp_path):
     rate_hz, size = 25600.0, 2560
     t = np.arange(60 * size) / rate_hz

@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from ..config import AssetRecord, Settings, load_assets
 from ..data.archive import Keep, open_archive
 from ..data.window import AssetPath, encode_ack, topic
-from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
+from ..errors import InvalidConfig, PartMissing, PdmError
 from ..model.bundle import Bundle, CalibrationRecord, Model, load_bundle, read_record
 from ..model.monitor import Monitor
 from ..serve.engine import Engine, Guarded, InProcess, open_engine
@@ -47,10 +47,10 @@ log = logging.getLogger(__name__)
 
 
 def verdict_message(row: Row) -> bytes:
-    "The payload of a verdict message: JSON, for dashboards and whoever listens. The journal is what counts."
+    "The payload of a verdict message: JSON, for dashboards and whoever listens; the latest of each stream after each commit. The journal has all."
     names = ("t_ns", "epoch", "seq", "score", "p_value", "threshold", "alarm", "severity", "state", "fault", "episode", "supported", "extrapolating",
              "channel_scores", "model", "engine", "flags", "asset_severity", "worst")
-    return to_json({name: getattr(row, name) for name in names})
+    return to_json({name: getattr(row, name) for name in names}, inf_nan_mode="null")
 
 
 class _Work(NamedTuple):
@@ -82,17 +82,21 @@ class Agent:
         self._assets, known = sorted({o.asset for o in streams.values()}), journal.alarms()
         alarms = {a: Alarm.from_state(known[a]) if a in known else Alarm.of(a, journal.events(a)) for a in self._assets}
         self._judge = Judge(streams.values(), diagnose, diagnosis_s, self._inferred, alarms, keep)
+        self._shown = {a: alarms[a] for a in self._assets}  # the alarms as they are committed
         self._intake = Intake({k: o.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns())
         self._topics: dict[tuple[str, str, str], str] = {}
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
         self._groups: queue.Queue[_Work | None] = queue.Queue(2)
         self._stopping, self._tell_all, self._tidy_now, self.failed = (threading.Event() for _ in range(4))
-        self._give_up_s, self._trouble = float("inf"), ""
+        self._give_up_s, self._trouble, self._subscribed = float("inf"), "", False
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
                          for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
+        m.ready.set_function(lambda: self._subscribed and not self.unready())
         m.connected.set_function(lambda: bus.connected)
+        m.command_queue.set_function(self._commands.qsize)
+        m.diagnosis_queue.set_function(lambda: self._judge.diagnoses_waiting)
         m.commit_queue.set_function(self._groups.qsize)
         bus.on_connect(self._tell_all.set)
 
@@ -103,15 +107,13 @@ class Agent:
         for t in self._threads:
             t.start()
         self._bus.subscribe([f"pdm/v1/{asset}/+/window" for asset in self._assets])
-        for alarm in self.alarms():
-            self._show(alarm)
-        self.metrics.ready.set(1)
+        self._subscribed = True
+        self._tell_all.set()
 
     def stop(self,
         timeout_s: float = 4.0,  # for what is under way
     ) -> None:
         "Commit and acknowledge what is under way, and disconnect. What can't be committed in time stays with its sender."
-        self.metrics.ready.set(0)
         self._give_up_s = time.monotonic() + timeout_s
         self._stopping.set()
         self._tidy_now.set()
@@ -122,25 +124,21 @@ class Agent:
         self._bus.close()
 
     def alarms(self) -> list[Alarm]:
-        "The alarm of each asset, as it stands."
-        return [self._judge.assets[a].alarm for a in self._assets]
+        "The alarm of each asset, as it stands in the journal."
+        return [self._shown[a] for a in self._assets]
 
     def command(self,
         command: Command,
         timeout_s: float = 5.0,
     ) -> Alarm:
         "Do what somebody wants done; when this returns it is in the journal. Raises `InvalidInput` where it makes no sense, `PartMissing` when it takes too long."
-        if command.episode is not None:
-            with JournalReader(self._journal.path) as journal:
-                known = list(dict.fromkeys(e.episode for e in journal.events(command.asset) if e.episode))
-            if command.episode not in known:
-                raise InvalidInput(f"{command.asset} has had no alarm {command.episode!r}; the journal knows {', '.join(known[-5:]) or 'none'}")
         answer: Future[Alarm] = Future()
         self._commands.put((command, answer))
         try:
             return answer.result(timeout_s)
         except TimeoutError:
-            raise PartMissing(f"the agent did not write it down within {timeout_s:g} s{': ' + self._trouble if self._trouble else ''}; ask again what stands") from None
+            then = "nothing was done" if answer.cancel() else "it may be done later: look before you ask again"
+            raise PartMissing(f"not written down within {timeout_s:g} s{': ' + self._trouble if self._trouble else ''}; {then}") from None
 
     def unhealthy(self) -> list[str]:
         "Why a restart would help: a thread that ended, or that has not come round for a minute."
@@ -159,7 +157,6 @@ class Agent:
         except Exception:
             log.exception("the agent failed")
             self.failed.set()
-            self.metrics.ready.set(0)
 
     def _judge_forever(self) -> None:
         while not self._stopping.is_set():
@@ -173,6 +170,8 @@ class Agent:
         self._hand_on(None)
 
     def _obey(self, command: Command, answer: "Future[Alarm]") -> None:
+        if not answer.set_running_or_notify_cancel():
+            return  # nobody waits for it any more
         try:
             group, alarm = self._judge.command(command)
             self._hand_on(_Work(Batch(), group, answer, alarm))
@@ -201,29 +200,35 @@ class Agent:
             done = [w for w in work if w is not None]
             going = going and len(done) == len(work)
             if done:
-                self._commit(done)
+                going = self._commit(done) and going
             if self._tell_all.is_set():
                 self._tell_all.clear()
                 for key, mark in self._acked.items():
                     self._acknowledge(key, mark)
+                for alarm in self._shown.values():
+                    self._show(alarm)
 
-    def _commit(self, work: Sequence[_Work]) -> None:
+    def _commit(self, work: Sequence[_Work]) -> bool:  # False: given up, and nothing that comes after may be written
         "One transaction; then, and only then, everybody is told."
         groups = [w.group for w in work if w.group.rows or w.group.dead or w.group.events or w.group.marks]
         if groups and not self._write(groups):
-            return
+            return False
         now_s, now_ns = time.monotonic(), time.time_ns()
+        for (asset, stream, _), mark in {k: m for w in work for k, m in w.batch.acks.items()}.items():
+            self._acknowledge((asset, stream), mark)
         for w in work:
-            for (asset, stream, _), mark in w.batch.acks.items():
-                self._acknowledge((asset, stream), mark)
             self._bus.ack(w.batch.messages)
-            for row in w.group.rows:
-                self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
-            for state in w.group.alarms.values():
-                self._show(Alarm.from_state(state))
+            for asset, state in w.group.alarms.items():
+                self._shown[asset] = Alarm.from_state(state)
+                self._show(self._shown[asset])
             if w.answer is not None and w.alarm is not None:
                 w.answer.set_result(w.alarm)
+        latest = {(row.asset, row.stream): row for w in work for row in w.group.rows if "late" not in row.flags}
+        for row in latest.values():
+            self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
+        for w in work:
             self._count(w.batch, w.group, now_s, now_ns)
+        return True
 
     def _write(self, groups: Sequence[Group]) -> bool:
         "Commit, again and again while the disk is full or busy: meanwhile nothing is acknowledged, and the senders wait."
@@ -326,9 +331,7 @@ def own(
             if s.bundle not in bundles:
                 bundles[s.bundle] = load_bundle(s.bundle)
             bundle = bundles[s.bundle]
-            if calibration.model not in ("", bundle.digest) or calibration.asset not in (None, r.path):
-                raise InvalidConfig(f"{s.calibration} was calibrated for {calibration.asset or 'the type'} with bundle {calibration.model[:12]}…; "
-                                    f"{r.path}/{name} runs bundle {bundle.digest[:12]}…: calibrate it again")
+            _check_pair(r, name, bundle, calibration)
             if bundle.digest not in models:
                 models[bundle.digest] = load(bundle)
             o = Owned(r.path, name, models[bundle.digest], bundle.digest, Monitor(calibration, bundle.contract), calibration.digest, r.bearing_of(name), within)
@@ -338,6 +341,12 @@ def own(
             o.recall(state, monitor=before == calibration.digest)
             owned.append(o)
     return owned
+
+
+def _check_pair(r: AssetRecord, name: str, bundle: Bundle, calibration: CalibrationRecord) -> None:
+    if calibration.model not in ("", bundle.digest) or calibration.asset not in (None, r.path):
+        raise InvalidConfig(f"{r.streams[name].calibration} was calibrated for {calibration.asset or 'the type'} with bundle {calibration.model[:12]}…; "
+                            f"{r.path}/{name} runs bundle {bundle.digest[:12]}…: calibrate it again")
 
 
 def _engine(settings: Settings) -> Engine:
@@ -364,8 +373,14 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         page = Page(metrics.registry, settings.metrics_port, settings.metrics_address, lambda: agent.unhealthy() if agent else [],
                     lambda: agent.unready() if agent else ["it is starting"], _routes(lambda: agent), settings.api_token.get_secret_value())
         parts.callback(page.close)
-        engine = _engine(settings)
-        parts.callback(engine.close)
+        engine, guards = _engine(settings), list[Guarded]()
+
+        def close_engine() -> None:
+            engine.close()  # first: a guard that waits for an engine that hangs is set free by that
+            for guard in guards:
+                guard.close()
+
+        parts.callback(close_engine)
 
         def load(bundle: Bundle) -> Model:
             if isinstance(engine, InProcess):
@@ -377,7 +392,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
                 metrics.switches.labels(model, active).inc()
 
             guarded = Guarded(engine, bundle, on_switch=switched)
-            parts.callback(guarded.close)
+            guards.append(guarded)
             return guarded
 
         owned = own(records, load, journal)
@@ -392,6 +407,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
                       written=lambda: slowest(cursors(settings), names), keep_days=settings.journal_keep_days)
         parts.callback(agent.stop)
         agent.start()
+        gc.unfreeze()  # what a reload has left behind
         gc.collect()
         gc.freeze()  # what is here by now stays: a full collection that looks at all of it would stop every thread for 0.1 s
         log.info("agent %s takes %d streams of %d assets from %s, scores with %s, its page is %s",
@@ -424,14 +440,14 @@ def _routes(agent: Callable[[], Agent | None]) -> dict:
 def _check(settings: Settings) -> None:
     "Raises `PdmError` for settings or records that an agent would not start with."
     for r in load_assets(settings.assets):
-        for s in r.streams.values():
-            load_bundle(s.bundle)
-            read_record(s.calibration)
+        for name, s in r.streams.items():
+            _check_pair(r, name, load_bundle(s.bundle), read_record(s.calibration))
 
 
 def main(
     settings: Settings,
     stop: threading.Event | None = None,  # set by whoever wants it to end; without it signals are heard
 ) -> None:
-    "Run an agent until it is told to stop. Raises `PdmError` for what is wrong or missing at the start, or when the agent failed."
+    """Run an agent until it is told to stop. Raises `PdmError` for what is wrong or missing at the start, or when the agent failed; a broker that does not
+    answer within ten seconds is `PartMissing`: whoever runs it starts it again."""
     serve(settings, running, _check, stop)

@@ -58,7 +58,7 @@ class Alarm:
         t_ns: int,     # end of the window that raises
     ) -> str:
         "The id under which an alarm is raised now: the last one again, if that ended within the hour and nobody has worked on the machine since."
-        return self.episode if self.episode and not self.renewed and t_ns - self.cleared_ns <= _SAME_NS else episode
+        return self.episode if self.episode and not self.renewed and abs(t_ns - self.cleared_ns) <= _SAME_NS else episode
 
     def after(self, e: Event) -> "Alarm":
         "The alarm once this event has happened."
@@ -66,8 +66,9 @@ class Alarm:
         match e.kind:
             case "raised":
                 again = e.episode == self.episode
-                return replace(self, episode=e.episode, active=True, acknowledged=False, renewed=False, severity=d.get("severity", 0), worst=e.stream, label="",
-                               reasons=tuple(d.get("reasons", ())), fault=self.fault if again else None, raised_ns=self.raised_ns if again else e.t_ns)
+                before = self if again else Alarm(self.asset)
+                return replace(self, episode=e.episode, active=True, acknowledged=False, renewed=False, severity=max(d.get("severity", 0), before.severity), worst=e.stream,
+                               reasons=tuple(d.get("reasons", ())), fault=before.fault, label=before.label, raised_ns=self.raised_ns if again else e.t_ns)
             case "escalated":
                 higher = d["severity"] > self.severity  # a worse alarm is a new call
                 return replace(self, severity=max(self.severity, d["severity"]), worst=e.stream, reasons=tuple(d["reasons"]),
@@ -133,7 +134,7 @@ class Command(BaseModel):
     reason: str = ""                                  # a key of `REASONS`; `shelve` and `label` need one
     comment: str = Field(default="", max_length=2000)
     for_s: float = Field(default=0, ge=0, le=_SHELF_MAX_S)  # how long it stays on the shelf, seconds; a week at most
-    episode: str | None = None                        # which alarm is labelled; without it the last one
+    episode: str | None = None                        # which alarm is labelled, however old; without it the last one
     fault: str = ""                                   # `label`: what was found, such as `outer_race`
     what: str = ""                                    # `maintenance…`: what is done, such as `bearing replaced`
 
@@ -180,6 +181,8 @@ def events_of(
         case "label":
             if not c.reason:
                 raise InvalidInput(f"a label is one of {', '.join(REASONS)}")
+            if c.episode and not (c.episode.startswith(c.asset) and "@" in c.episode):
+                raise InvalidInput(f"{c.episode!r} is no alarm of {name}: its alarms are called {c.asset}@…, see `episode` in the stores")
             refuse(episode, "it has had no alarm that could be labelled")
             kind = "labelled"
         case "maintenance_begin":

@@ -50,8 +50,7 @@ class Owned:
     diagnosing: bool = False
     tries: int = 0                   # of a diagnosis, in this episode
     next_try_ns: int = 0             # a window's time before which it makes no sense to try again
-    sensor: str = "none"             # what was last wrong with a sensor, and was told
-    sensor_ns: int = 0               # when it was last seen
+    sensors: dict[str, int] = field(default_factory=dict)  # what was wrong with its sensors, and when that was last seen
 
     def __post_init__(self):
         self.path = AssetPath.parse(self.asset)
@@ -62,7 +61,7 @@ class Owned:
 
     def memory(self) -> dict[str, Any]:
         "What has to outlive the agent, as JSON can hold it: the monitor's state, and what the judge knows beside it."
-        known = {name: getattr(self, name) for name in ("alarm", "severity", "fault", "sensor", "sensor_ns")}
+        known = {name: getattr(self, name) for name in ("alarm", "severity", "fault", "sensors")}
         return {**self.monitor.to_state(), "judge": {**known, "excess_db": self.excess_db if math.isfinite(self.excess_db) else None}}
 
     def recall(self,
@@ -73,7 +72,7 @@ class Owned:
         if monitor:
             self.monitor.restore({k: v for k, v in memory.items() if k != "judge"})
         for name, value in memory.get("judge", {}).items():
-            if value is not None and (monitor or name.startswith("sensor")):
+            if value is not None and (monitor or name == "sensors"):
                 setattr(self, name, value)
 
     def forget(self) -> None:
@@ -110,13 +109,14 @@ class Asset:
     ) -> Event | None:
         "Take in a verdict. What that does to the alarm, if anything: `raised`, `escalated` or `cleared`."
         joined = v.alarm and not o.alarm
-        o.alarm, o.severity, o.excess_db = v.alarm, v.severity, 20 * math.log10(max(v.score, 1e-15) / max(v.threshold, 1e-15)) if v.score < math.inf else 300.0
+        o.alarm, o.severity = v.alarm, v.severity
+        o.excess_db = 20 * math.log10(max(v.score, 1e-15) / max(v.threshold, 1e-15)) if math.isfinite(v.score) else -math.inf
         was = self.alarm
         if not (v.alarm or was.active):
             return None
         standing, worst = any(s.alarm for s in self.streams), self.worst
         if standing and not was.active:
-            kind, episode = "raised", was.episode_for(v.episode, t_ns)
+            kind, episode = "raised", was.episode_for(f"{o.asset}@{t_ns}", t_ns)
             if episode != was.episode:
                 for s in self.streams:
                     s.forget()

@@ -45,8 +45,8 @@ _EARLIEST_NS = 1_577_836_800 * 10**9     # and so has one from before 2020
 @dataclass
 class Clock:
     "The time of one stream, in the order of its seqs."
-    last_ns: int = 0   # end of the window before
-    step_ns: int = 0   # from the window before that one
+    last_ns: int = 0                # end of the window before
+    steps_ns: tuple[int, ...] = ()  # the last two steps forward
 
     def read(self,
         window: Window,
@@ -55,9 +55,9 @@ class Clock:
         "The time of the next window."
         t_ns, suspect = window.t_ns, not _EARLIEST_NS <= window.t_ns <= now_ns + _AHEAD_NS
         if t_ns <= self.last_ns:
-            suspect, t_ns = True, self.last_ns + (self.step_ns or round(window.duration_s * 1e9))
+            suspect, t_ns = True, self.last_ns + min(self.steps_ns, default=round(window.duration_s * 1e9))  # one of them may be the jump itself
         elif self.last_ns:
-            self.step_ns = t_ns - self.last_ns
+            self.steps_ns = (*self.steps_ns[-1:], t_ns - self.last_ns)
         self.last_ns = t_ns
         return t_ns, suspect
 

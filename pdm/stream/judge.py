@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data.archive import Keep
+from ..data.parquet import HEALTHY
 from ..errors import InvalidInput
 from ..model.bundle import Model, Scored, condition_row
 from ..signal.indicators import indicators
@@ -75,7 +76,7 @@ class Judge:
             except (InvalidInput, ArithmeticError, LookupError, TypeError) as e:
                 self._refuse(a, e, group)
                 continue
-            if not a.late:
+            if not (a.late or self.assets[o.asset].alarm.maintenance):
                 o.capture.add(a.window)
                 touched[a.key] = o
         for key, o in touched.items():
@@ -96,6 +97,11 @@ class Judge:
             if e.kind in ("cleared", "maintenance", "maintenance_ended"):
                 self._begin_anew(asset, e, group)
         return group, asset.alarm
+
+    @property
+    def diagnoses_waiting(self) -> int:
+        "Faults that are being named."
+        return self._namer.waiting
 
     @property
     def news(self) -> bool:
@@ -124,8 +130,20 @@ class Judge:
                         found[n] = (self._infer(model, [a]), 0)
                     except Exception as e:
                         log.exception("window %d of %s was not scored", a.window.seq, a.key)
+                        if not self._works(model):
+                            raise  # it is not the window; it stays with its sender
                         self._refuse(a, e, group)
         return [(a, *found[n]) for n, a in enumerate(accepted) if n in found]
+
+    def _works(self, model: Model) -> bool:
+        "Whether the model scores anything at all: a window that nothing is wrong with."
+        c = model.contract
+        try:
+            model.infer(np.zeros((1, len(c.channels), c.samples), np.float32), np.full((1, len(c.conditions)), np.nan, np.float32) if c.conditions else None)
+        except Exception:
+            log.exception("the model %s scores nothing", c.name)
+            return False
+        return True
 
     def _infer(self, model: Model, windows: Sequence[Accepted]) -> _Scores:
         contract = model.contract
@@ -157,12 +175,13 @@ class Judge:
         broken = v.sensor != "none"
         flags = ("late",) * a.late + ("clock_suspect",) * a.suspect + ("sensor_fault",) * broken + ("maintenance",) * asset.alarm.maintenance
         if broken and not aside:
-            if v.sensor != o.sensor or w.t_ns - o.sensor_ns > _AGAIN_NS:  # a sensor's alarm, not the machine's
+            if w.t_ns - o.sensors.get(v.sensor, -_AGAIN_NS) >= _AGAIN_NS:  # a sensor's alarm, not the machine's
                 group.events.append(Event(o.asset, o.stream, f"{o.asset}/{o.stream}:sensor@{w.t_ns}", "sensor_fault", w.t_ns, w.epoch, w.seq,
                                           {"sensor": v.sensor, **asset.alarm.silenced}))
-            o.sensor, o.sensor_ns = v.sensor, w.t_ns
+            o.sensors[v.sensor] = w.t_ns
         alarm, worst, p_value = asset.alarm, asset.worst, float(v.p_value)
-        if self._keep is not None and (why := self._keep.why(o.path, w, alarm.active, p_value, not broken)) is not None:
+        why = self._keep.why(o.path, w, alarm.active, p_value, not broken) if self._keep is not None else None
+        if why is not None and (why != HEALTHY or (v.state == "running" and not aside)):  # a machine that stands or is worked on is no example of health
             group.raw.append(Raw(o.asset, o.stream, w.epoch, w.seq, why, a.message.payload))
         return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), p_value, float(v.p_unadapted),
                    float(v.offset_db), float(v.threshold), o.alarm, o.severity, v.state, (alarm.fault or "undetermined") if alarm.active else "none",

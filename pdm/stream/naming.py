@@ -96,6 +96,7 @@ class Namer:
         self._diagnose, self.seconds = diagnose, seconds
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="diagnose")
         self._found: queue.SimpleQueue[Diagnosed] = queue.SimpleQueue()
+        self.waiting = 0  # diagnoses that were asked for and are not among `found` yet
 
     def ask(self,
         who: Any,
@@ -109,6 +110,7 @@ class Namer:
             return False
         window = capture.last
         order = np.argsort(-signal.reshape(len(signal), -1).std(axis=1))  # the liveliest channel first
+        self.waiting += 1
         self._aside.submit(self._name, who, episode, window, signal[order], [window.channels[c] for c in order], bearing)
         return True
 
@@ -122,6 +124,7 @@ class Namer:
         found = []
         while not self._found.empty():
             found.append(self._found.get())
+        self.waiting -= len(found)
         return found
 
     def close(self) -> None:

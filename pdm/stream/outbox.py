@@ -28,7 +28,8 @@ from ..errors import InvalidConfig, InvalidPayload, PartMissing
 
 # %% ../../nbs/stream/outbox.ipynb #outb8271d2
 log = logging.getLogger(__name__)
-_LONGEST_S = 60.0  # between two questions
+_DOUBLED = 3        # times at most
+_SLOWEST_S = 30.0   # an agent that takes longer to answer is asked all the same
 Full = Literal["refuse", "drop_oldest"]
 
 
@@ -121,7 +122,7 @@ class Outbox:
             return []
         for p in done:
             del self.pending[p.epoch, p.seq]
-        if done[-1].times == 1:
+        if done[-1].times == 1 and not self.tries:  # neither lost itself nor held up by one that was
             self._took_s = now_s - done[-1].sent_s
         if self.tries:
             self._again(before_s=self._asked_s)
@@ -165,7 +166,7 @@ class Outbox:
         return list(heads.values())
 
     def _pause_s(self) -> float:
-        return min(max(self.resend_s, 2 * self._took_s) * 2**min(self.tries, 30), max(self.resend_s, _LONGEST_S)) * self._stretch
+        return max(self.resend_s, min(2 * self._took_s, _SLOWEST_S)) * 2**min(self.tries, _DOUBLED) * self._stretch
 
 # %% ../../nbs/stream/outbox.ipynb #outbb80849
 _VERSION = 1

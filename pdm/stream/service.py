@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TextIO
 
 from ..config import Settings, load_settings
@@ -47,6 +47,10 @@ log = logging.getLogger(__name__)
 Running = Callable[[Settings], AbstractContextManager[Callable[[], None]]]  # at work while it is open; what it gives raises when it has failed
 
 
+class _Stopped(BaseException):
+    "Told to stop before it was at work: whatever it was waiting for, it waits no longer."
+
+
 def serve(
     settings: Settings,
     running: Running,
@@ -55,20 +59,34 @@ def serve(
 ) -> None:
     "Run a service until it is told to stop. Raises what it raises."
     set_up_logging()
-    reload = threading.Event()
+    reload, starting, before = threading.Event(), True, settings
+    told_to_stop = stop or threading.Event()
+
+    def end(*_: object) -> None:
+        told_to_stop.set()
+        if starting:
+            raise _Stopped
+
     if stop is None:
-        stop = threading.Event()
-        for s, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
-            signal.signal(s, lambda *_, event=event: event.set())
-    while not stop.is_set():
-        with running(settings) as failed:
-            new = None
-            while new is None and not stop.wait(0.2):
-                failed()
-                if reload.is_set():
-                    reload.clear()
-                    new = _looked_at(check)
-        settings = new or settings
+        for s, handler in ((signal.SIGTERM, end), (signal.SIGINT, end), (signal.SIGHUP, lambda *_: reload.set())):
+            signal.signal(s, handler)
+    with suppress(_Stopped):
+        while not told_to_stop.is_set():
+            starting, new = True, None
+            try:
+                with running(settings) as failed:
+                    starting, before = False, settings
+                    while new is None and not told_to_stop.wait(0.2):
+                        failed()
+                        if reload.is_set():
+                            reload.clear()
+                            new = _looked_at(check)
+                settings = new or settings
+            except PdmError as e:
+                if not starting or settings is before:
+                    raise
+                log.error("with the new settings it does not start (%s); it goes on with those before", e)
+                settings = before
 
 
 def _looked_at(check: Callable[[Settings], object]) -> Settings | None:

@@ -38,7 +38,8 @@ class Store:
 
     def refused(self) -> set[tuple]:
         "The keys of windows and events among the dead letters of its sink."
-        return {(r.asset, r.stream, r.epoch, r.seq) if r.kind == "verdict" else (r.asset, r.stream, r.episode, r.kind, r.t_ns) for r in self._dead.read(self.name)}
+        return {(r.asset, r.stream, r.epoch, r.seq) if r.kind in ("verdict", "raw") else (r.asset, r.stream, r.episode, r.kind, r.t_ns)
+                for r in self._dead.read(self.name)}
 
     def wants(self, record: Row | Event) -> bool:
         "Whether that belongs there."

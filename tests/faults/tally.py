@@ -53,9 +53,8 @@ def tally(
         covered = key[3] <= acknowledged.get(key[:3], -1)
         done += covered
         there, out = key in standing, key in refused
-        if not (there or out):
-            if covered or kept:
-                lost.append(("journal", key))
+        if not (there or out) and (covered or kept):
+            lost.append(("journal", key))
         if there and why or out and reasons[key] not in why:
             wrong.append((key, f"refused: {reasons[key]}" if out else "taken", f"expected {' or '.join(why) or 'a verdict'}"))
         if there and score is not None and abs(scores[key] - score) > 1e-3 * abs(score):
@@ -63,8 +62,10 @@ def tally(
     for name, seq in acknowledged.items():
         if name not in marks or marks[name].watermark < seq:
             wrong.append((name, f"acknowledged up to {seq}", f"the journal says {marks[name].watermark if name in marks else 'nothing'}"))
-    events = {(e.asset, e.stream, e.episode, e.kind, e.t_ns): e for e in journal.events()}
-    heard = Counter((e.asset, e.kind, e.details.get("comment")) for e in events.values())
+    happened = journal.events()
+    events = {(e.asset, e.stream, e.episode, e.kind, e.t_ns): e for e in happened}
+    doubled += [("journal", k, n) for k, n in Counter((e.asset, e.stream, e.episode, e.kind, e.t_ns) for e in happened).items() if n > 1]
+    heard = Counter((e.asset, e.kind, e.details.get("comment")) for e in happened)
     answers = Counter(c.answer.value for c in said)
     for *command, answer in said:
         n = heard[tuple(command)]

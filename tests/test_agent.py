@@ -1,0 +1,154 @@
+"""The agent's order of things, with a bus in the test's hand: what is committed, who is told, and when."""
+
+import logging
+import sqlite3
+import threading
+import time
+
+import pytest
+from edge_site import RATE_HZ, SAMPLES, Site, key_of, message, path_of, window
+
+from pdm.config import load_assets
+from pdm.data.window import decode_ack
+from pdm.errors import PartMissing
+from pdm.serve.engine import InProcess
+from pdm.signal.diagnose import diagnose
+from pdm.stream.agent import Agent, own
+from pdm.stream.alarms import Command
+from pdm.stream.journal import Journal
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Hand:
+    "A bus that delivers what the test gives it and keeps what it is told."
+    client_id, failure, connected = "hand", "", True
+
+    def __init__(self):
+        self.waiting, self.told, self.callbacks = [], [], []
+
+    def connect(self, timeout_s=10.0): ...
+    def subscribe(self, topics): ...
+    def ack(self, messages): ...
+    def close(self): ...
+
+    def on_connect(self, callback):
+        self.callbacks.append(callback)
+
+    def publish(self, topic, payload, **_):
+        self.told.append((topic, payload))
+        return True
+
+    def receive(self, limit, timeout_s):
+        if self.waiting:
+            return self.waiting.pop(0)
+        time.sleep(0.01)
+        return []
+
+    def topics(self, leaf):
+        return [p for t, p in self.told if t.endswith(leaf)]
+
+
+class Moody(Journal):
+    "A journal whose disk has room for what `takes` says, and for nothing else."
+    takes = staticmethod(lambda groups: True)
+
+    def commit(self, groups):
+        groups = list(groups)
+        if not self.takes(groups):
+            raise sqlite3.OperationalError("database or disk is full")
+        return super().commit(groups)
+
+
+@pytest.fixture
+def site(make_bundle, tmp_path):
+    return Site(tmp_path / "site", make_bundle(samples=SAMPLES, rate_hz=RATE_HZ), assets=1)
+
+
+@pytest.fixture
+def at_work(site):
+    "An agent, its journal and its bus."
+    agents = []
+
+    def start(load=None):
+        journal, bus = Moody(site.journal_file), Hand()
+        agent = Agent(bus, journal, own(load_assets(site.folder / "assets.yaml"), load or InProcess().load, journal), diagnose, batch=8)
+        agents.append((agent, journal))
+        agent.start()
+        return agent, journal, bus
+
+    yield start
+    for agent, journal in agents:
+        agent.stop(1.0)
+        journal.close()
+
+
+def wait_for(true, timeout_s=10):
+    end = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+    return found
+
+
+def test_what_can_not_be_written_at_the_end_keeps_what_follows_from_being_acknowledged(at_work, site):
+    agent, journal, bus = at_work()
+    journal.takes = lambda groups: sum(len(g.rows) for g in groups) == 1  # there is room for little
+    bus.waiting += [[message(window(n)) for n in range(4)], [message(window(4))]]
+    wait_for(lambda: agent.metrics.registry.get_sample_value("pdm_commit_failures_total"))
+    agent.stop(1.5)
+    with site.reader() as reader:
+        assert reader.verdicts(*key_of(0)) == [] and reader.marks() == {}
+    assert bus.topics("/ack") == []
+
+
+def test_a_command_that_nobody_waits_for_any_more_is_not_carried_out(at_work, site):
+    agent, journal, bus = at_work()
+    full = threading.Event()
+    full.set()
+    journal.takes = lambda groups: not full.is_set()
+    command, answers = Command(asset=path_of(0), action="maintenance", by="mia", what="bearing greased"), []
+    for _ in range(7):  # the first ones are on their way to the disk, the others wait for their turn
+        with pytest.raises(PartMissing, match="not written down within") as refused:
+            agent.command(command, timeout_s=0.3)
+        answers.append("nothing was done" in str(refused.value))
+    assert answers[0] is False and answers[-1] is True
+    assert "disk is full" in agent.unready()[0]
+    full.clear()
+    wait_for(lambda: agent.unready() == [])
+    agent.stop()
+    assert [e.kind for e in journal.events()] == ["maintenance"] * answers.count(False)
+
+
+class Broken:
+    "A model whose engine has run out of memory."
+
+    def __init__(self, model):
+        self.contract = model.contract
+
+    def infer(self, windows, conditions=None):
+        raise MemoryError("no memory for the arena")
+
+
+def test_an_engine_that_scores_nothing_ends_the_agent_and_loses_no_window(at_work, site):
+    logging.getLogger("pdm").setLevel(logging.CRITICAL)
+    agent, journal, bus = at_work(lambda bundle: Broken(InProcess().load(bundle)))
+    bus.waiting.append([message(window(n)) for n in range(3)])
+    wait_for(agent.failed.is_set)
+    logging.getLogger("pdm").setLevel(logging.NOTSET)
+    agent.stop(1.0)
+    assert agent.unhealthy() == ["a thread failed, see the log"]
+    assert bus.topics("/ack") == [] and journal.dead_letters() == [] and journal.marks() == {}
+
+
+def test_a_broker_that_has_forgotten_everything_is_told_acknowledgements_and_alarms_again(at_work):
+    agent, _, bus = at_work()
+    bus.waiting.append([message(window(n, level=100.0)) for n in range(4)])
+    wait_for(lambda: agent.alarms()[0].active)
+    wait_for(lambda: bus.topics("/ack") and decode_ack(bus.topics("/ack")[-1]) == (7, 3))
+    bus.told.clear()
+    for callback in bus.callbacks:
+        callback()
+    wait_for(lambda: bus.topics("/asset/verdict"))
+    assert b'"state":"unacknowledged"' in bus.topics("/asset/verdict")[-1]
+    assert [decode_ack(p) for p in bus.topics("/ack")] == [(7, 3)]
