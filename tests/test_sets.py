@@ -281,7 +281,7 @@ def test_zips_in_zips_have_an_end(tmp_path):
         list(members(tmp_path / "x.zip", lambda p: True))
 
 
-@pytest.mark.parametrize("damage", [b"", b"<html>moved</html>", zipped({"a": b"x" * 999})[:-30], b"Rar!\x1a\x07\x01\x00"])
+@pytest.mark.parametrize("damage", [b"", b"<html>moved</html>", zipped({"a": b"x" * 999})[:-30], b"Rar!\x1a\x07\x01\x00"], ids=["empty", "a page", "a zip cut short", "another kind"])
 def test_what_is_no_archive_is_said_to_be_damaged(tmp_path, damage):
     (tmp_path / "x.zip").write_bytes(damage)
     with pytest.raises(InvalidInput, match="x.zip is damaged"):
