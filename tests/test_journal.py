@@ -257,6 +257,30 @@ def test_a_migrated_file_has_the_tables_of_a_new_one(tmp_path):
     assert [c[0] for c in old["verdict"]] == [c[0] for c in new["verdict"]]  # they are written by place
 
 
+def test_a_journal_keeps_its_ident_through_moves_and_salvage_and_no_other_has_it(tmp_path):
+    for name in ("a.db", "b.db"):
+        full_journal(tmp_path / name, 20)
+    with JournalReader(tmp_path / "a.db") as a, JournalReader(tmp_path / "b.db") as b:
+        ident = a.ident
+        assert ident != b.ident
+    (tmp_path / "a.db").rename(tmp_path / "moved.db")
+    salvage(tmp_path / "moved.db")
+    with Journal(tmp_path / "moved.db") as journal:
+        assert journal.ident == ident
+
+
+def test_a_journal_of_version_2_gets_an_ident_and_keeps_it(tmp_path):
+    full_journal(tmp_path / "j.db", 50)
+    with sqlite3.connect(tmp_path / "j.db") as db:
+        db.executescript("DROP TABLE ident; PRAGMA user_version = 2")
+    db.close()
+    with Journal(tmp_path / "j.db") as journal:
+        ident = journal.ident
+        assert journal.counts()["verdict"] == 50
+    with Journal(tmp_path / "j.db") as journal:
+        assert journal.ident == ident
+
+
 # ---- reading
 
 def test_kinds_are_read_in_the_order_of_one_sequence(journal):

@@ -515,7 +515,7 @@ def test_whatever_fails_and_whenever_it_is_killed_every_record_arrives_and_the_c
             assert {i for after, upto in claimed for i in range(after + 1, upto + 1)} <= set(sink.seqs)
         finish(runner)
     assert set(sink.seqs) == set(range(1, n + 1))
-    assert n == 0 or (folder / "cursor").read_text() == str(n)
+    assert (folder / "cursor").read_text() == f"{n} of {runner.cursor.ident}"
 
 
 def test_live_records_are_not_starved_by_a_backlog_nor_the_backlog_by_them(journal, tmp_path):
@@ -547,7 +547,7 @@ def test_a_cursor_passes_over_what_its_sink_does_not_take(journal, tmp_path):
     runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     runner.cursor.save()
-    assert sink.seqs == [50] and slowest(tmp_path, ["cursor"]) == journal.last_id()
+    assert sink.seqs == [50] and slowest(tmp_path, ["cursor"], journal.ident) == journal.last_id()
     runner.reader.close()
 
 
@@ -582,7 +582,32 @@ def test_a_cursor_of_the_first_version_is_read(tmp_path):
     assert Cursor(tmp_path / "cursor").done == 41
 
 
-@pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12"])
+def test_a_cursor_that_was_before_idents_goes_on_and_holds_the_journal_until_then(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6)])
+    (tmp_path / "cursor").write_text("4")
+    assert slowest(tmp_path, ["cursor"], journal.ident) == 0
+    sink = Memory()
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    finish(runner)
+    assert sink.seqs == [4, 5] and slowest(tmp_path, ["cursor"], journal.ident) == 6
+    runner.reader.close()
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_a_cursor_of_a_journal_that_is_gone_passes_over_nothing_of_the_next_one(tmp_path, n):
+    sink, cursor = Memory(), tmp_path / "cursor"
+    for path, count in ((tmp_path / "lost.db", 5), (tmp_path / "next.db", n)):
+        with Journal(path) as journal:
+            fill(journal, [row(s) for s in range(count)])
+            assert slowest(tmp_path, ["cursor"], journal.ident) == 0  # nothing of it may be removed yet
+        sink.seqs.clear()
+        runner = Runner(JournalReader(path), sink, Cursor(cursor), DeadLetters(tmp_path / "refused.db"))
+        finish(runner)
+        assert sorted(sink.seqs) == list(range(count)) and slowest(tmp_path, ["cursor"], runner.reader.ident) == count
+        runner.reader.close()
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12", "5 of", "5 of x"])
 def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
     (tmp_path / "cursor").write_text(text)
     with pytest.raises(InvalidConfig, match="delete it"):

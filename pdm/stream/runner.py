@@ -43,11 +43,11 @@ _LAZY_S = 5.0  # so often a cursor that only passes over what its sink does not 
 
 
 class Cursor:
-    "Which records of a journal are written: all up to `done`, and the stretches `ahead` of it."
+    "Which records of the journal `ident` are written: all up to `done`, and the stretches `ahead` of it."
     def __init__(self, path: str | Path):
         "Raises `InvalidConfig` for a file that is not a cursor."
         self.path = Path(path)
-        self.done, self.ahead = _read(self.path)
+        self.done, self.ahead, self.ident = _read(self.path)
         self._saved_s = -_LAZY_S
 
     @property
@@ -77,6 +77,18 @@ class Cursor:
         if not lazily or time.monotonic() - self._saved_s >= _LAZY_S:
             self.save()
 
+    def belong(self,
+        ident: int,  # of a journal
+        last: int,   # its last id
+    ) -> bool:       # False: it was another one's, and nothing of this one is written
+        "From here on it is a cursor of this journal, on disk when this returns. One of the time before idents is believed to be its, unless it goes further."
+        same = self.newest <= last and self.ident in (None, ident)
+        self.ident = ident
+        if not same:
+            self.done, self.ahead = 0, []
+        self.save()
+        return same
+
     def move(self, to: int) -> None:
         "Forget all else: everything up to this id is written, and nothing after it."
         self.done, self.ahead = to, []
@@ -84,7 +96,7 @@ class Cursor:
 
     def save(self) -> None:
         "Write the file, unless it says so already."
-        text = " ".join(map(str, [self.done, *(n for stretch in self.ahead for n in stretch)]))
+        text = " ".join(map(str, [self.done, *(n for stretch in self.ahead for n in stretch)])) + (f" of {self.ident}" if self.ident else "")
         self._saved_s = time.monotonic()
         if self.path.exists() and self.path.read_text() == text:
             return
@@ -97,25 +109,30 @@ class Cursor:
         aside.rename(self.path)
 
 
-def _read(path: Path) -> tuple[int, list[tuple[int, int]]]:
+def _read(path: Path) -> tuple[int, list[tuple[int, int]], int | None]:
     "What stands in a cursor's file; nothing is written where there is none."
+    ident: int | None = None
     try:
-        done, *ends = map(int, path.read_text().split())
+        numbers, of, journal = path.read_text().partition(" of ")
+        done, *ends = map(int, numbers.split())
+        ident = int(journal) if of else None
     except FileNotFoundError:
-        return 0, []
+        return 0, [], None
     except ValueError:
         done, ends = -1, []
     if done < 0 or len(ends) % 2 or any(b <= a for a, b in zip([done, *ends], ends, strict=False)):
         raise InvalidConfig(f"{path} is not a sink's cursor: delete it, and the sink writes everything again, which changes nothing")
-    return done, list(zip(ends[::2], ends[1::2], strict=True))
+    return done, list(zip(ends[::2], ends[1::2], strict=True)), ident
 
 # %% ../../nbs/stream/runner.ipynb #runnd0ede0
 def slowest(
     folder: str | Path,    # of the cursors
     names: Sequence[str],  # of the sinks that count
-) -> int:                  # all of them have written all records up to this id
-    "How far the slowest sink came. Raises `InvalidConfig` for a file that is not a cursor."
-    return min((_read(Path(folder) / name)[0] for name in names), default=0)
+    ident: int,            # of the journal
+) -> int:                  # all of them have written all of its records up to this id
+    "How far the slowest sink came; one whose cursor is another journal's has not begun. Raises `InvalidConfig` for a file that is not a cursor."
+    found = [_read(Path(folder) / name) for name in names]
+    return min((done if of == ident else 0 for done, _, of in found), default=0)
 
 # %% ../../nbs/stream/runner.ipynb #runn49c326
 class Refused(NamedTuple):
@@ -192,10 +209,9 @@ class Runner:
         self._backlog = False                 # whether the last turn was spent on it
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
-        if cursor.newest > reader.last_id():
-            log.warning("%s was further (%d) than this journal goes (%d): it is another journal, and everything is written anew",
-                        sink.name, cursor.newest, reader.last_id())
-            cursor.move(0)
+        came = cursor.newest
+        if not cursor.belong(reader.ident, reader.last_id()):
+            log.warning("%s was at %d of another journal: everything in %s is written anew", sink.name, came, reader.path)
 
     def turn(self) -> int:  # ids dealt with; 0: nothing to do
         "Write the next records and move the cursor. Raises `PartMissing` when the sink does not take them now."
