@@ -34,9 +34,10 @@ from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.influx import InfluxSink, Lines
 from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
 from pdm.stream.keep import ArchiveSink
+from pdm.stream.metrics import SinkMetrics
 from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
-from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
+from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings, start_runners
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
 T0_NS = time.time_ns() // 10**9 * 10**9 - 7200 * 10**9  # what a store with a retention of a day still takes
@@ -348,7 +349,7 @@ def carry(kind, journal, tmp_path):
         sink = kind.open()
         sink.batch = batch
         reader = JournalReader(journal.path)
-        made.append(Runner(Spoiling(reader, kind.spoil, spoiled) if spoiled else reader, sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db")))
+        made.append(Runner(Spoiling(reader, kind.spoil, spoiled) if spoiled else reader, sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db")))
         return made[-1]
 
     yield make
@@ -422,7 +423,7 @@ def test_one_record_that_the_store_refuses_is_a_dead_letter_and_the_others_are_s
 
 def test_another_journal_is_written_from_its_beginning(kind, journal, carry, tmp_path):
     fill(journal, [kind.record(s) for s in range(3)])
-    Cursor(tmp_path / "cursor").move(10**6)
+    Cursor(tmp_path / "cursors/cursor").move(10**6)
     finish(carry())
     assert kind.seqs() == [0, 1, 2]
 
@@ -521,7 +522,7 @@ def test_whatever_fails_and_whenever_it_is_killed_every_record_arrives_and_the_c
 def test_live_records_are_not_starved_by_a_backlog_nor_the_backlog_by_them(journal, tmp_path):
     fill(journal, [row(s) for s in range(300)])
     sink = Memory()
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     for n in range(300, 400):  # one arrives while three are written
         runner.turn()
         fill(journal, [row(n)])
@@ -534,7 +535,7 @@ def test_a_sink_that_needs_order_gets_it_after_an_outage(journal, tmp_path):
     fill(journal, [row(s) for s in range(300)])
     sink = Memory()
     sink.ordered = True
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     assert sink.seqs == list(range(300))
     runner.reader.close()
@@ -544,10 +545,10 @@ def test_a_cursor_passes_over_what_its_sink_does_not_take(journal, tmp_path):
     fill(journal, [*(row(s) for s in range(50)), event(50), *(row(s) for s in range(51, 60))])
     sink = Memory()
     sink.takes = (Event,)
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     runner.cursor.save()
-    assert sink.seqs == [50] and slowest(tmp_path, ["cursor"], journal.ident) == journal.last_id()
+    assert sink.seqs == [50] and slowest(tmp_path / "cursors", ["cursor"], journal.ident) == journal.last_id()
     runner.reader.close()
 
 
@@ -556,7 +557,7 @@ def test_what_the_journal_gave_up_is_counted_and_holds_nothing_up(journal, tmp_p
     with sqlite3.connect(journal.path) as db:
         db.execute("DELETE FROM verdict WHERE id <= 5")
     sink = Memory()
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     assert sorted(sink.seqs) == list(range(5, 20)) and runner.cursor.done == 20
     assert runner.metrics.registry.get_sample_value("pdm_sink_missed_rows_total", {"sink": "memory"}) == 5
@@ -570,7 +571,7 @@ def test_a_setting_that_is_wrong_makes_no_dead_letters(journal, tmp_path):
         def write(self, rows):
             raise InvalidConfig("no such place")
 
-    runner = Runner(JournalReader(journal.path), Misled(), Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), Misled(), Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     with pytest.raises(InvalidConfig):
         runner.turn()
     assert DeadLetters(tmp_path / "refused.db").read() == [] and runner.cursor.done == 0
@@ -578,40 +579,66 @@ def test_a_setting_that_is_wrong_makes_no_dead_letters(journal, tmp_path):
 
 
 def test_a_cursor_of_the_first_version_is_read(tmp_path):
-    (tmp_path / "cursor").write_text("41")
-    assert Cursor(tmp_path / "cursor").done == 41
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text("41")
+    assert Cursor(tmp_path / "cursors/cursor").done == 41
 
 
 def test_a_cursor_that_was_before_idents_goes_on_and_holds_the_journal_until_then(journal, tmp_path):
     fill(journal, [row(s) for s in range(6)])
-    (tmp_path / "cursor").write_text("4")
-    assert slowest(tmp_path, ["cursor"], journal.ident) == 0
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text("4")
+    assert slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 0
     sink = Memory()
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
-    assert sink.seqs == [4, 5] and slowest(tmp_path, ["cursor"], journal.ident) == 6
+    assert sink.seqs == [4, 5] and slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 6
     runner.reader.close()
 
 
 @pytest.mark.parametrize("n", [2, 5, 9])
 def test_a_cursor_of_a_journal_that_is_gone_passes_over_nothing_of_the_next_one(tmp_path, n):
-    sink, cursor = Memory(), tmp_path / "cursor"
+    sink, cursor = Memory(), tmp_path / "cursors/cursor"
     for path, count in ((tmp_path / "lost.db", 5), (tmp_path / "next.db", n)):
         with Journal(path) as journal:
             fill(journal, [row(s) for s in range(count)])
-            assert slowest(tmp_path, ["cursor"], journal.ident) == 0  # nothing of it may be removed yet
+            assert slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 0  # nothing of it may be removed yet
         sink.seqs.clear()
         runner = Runner(JournalReader(path), sink, Cursor(cursor), DeadLetters(tmp_path / "refused.db"))
         finish(runner)
-        assert sorted(sink.seqs) == list(range(count)) and slowest(tmp_path, ["cursor"], runner.reader.ident) == count
+        assert sorted(sink.seqs) == list(range(count)) and slowest(tmp_path / "cursors", ["cursor"], runner.reader.ident) == count
         runner.reader.close()
+
+
+def test_a_sink_that_the_agent_was_not_told_of_holds_the_journal_until_it_is_taken_out(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6)])
+    settings, folder = Settings(state_dir=tmp_path / "data"), tmp_path / "data/cursors"
+    for name in ("sqlite", "warehouse.of-yesterday"):
+        Cursor(folder / name).belong(journal.ident, 6)
+    Cursor(folder / "sqlite").add(0, 6)
+    assert slowest(folder, ["sqlite"], journal.ident) == 0
+    stop = threading.Event()
+    runners = start_runners(settings, journal.path, SinkMetrics(), stop)
+    for runner in runners:
+        runner.stop()
+    assert [p.name for p in folder.glob("[!.]*")] == ["sqlite"] and slowest(folder, ["sqlite"], journal.ident) == 6
+
+
+def test_a_sink_holds_the_journal_from_when_its_runner_is_made(journal, tmp_path):
+    fill(journal, [row(0)])
+    runner = Runner(JournalReader(journal.path), Memory(), Cursor(tmp_path / "cursors/new"), DeadLetters(tmp_path / "refused.db"))
+    assert slowest(tmp_path / "cursors", [], journal.ident) == 0 and (tmp_path / "cursors/new").exists()
+    finish(runner)
+    assert slowest(tmp_path / "cursors", [], journal.ident) == 1
+    runner.reader.close()
 
 
 @pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12", "5 of", "5 of x"])
 def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
-    (tmp_path / "cursor").write_text(text)
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text(text)
     with pytest.raises(InvalidConfig, match="delete it"):
-        Cursor(tmp_path / "cursor")
+        Cursor(tmp_path / "cursors/cursor")
 
 
 # SQLite

@@ -24,7 +24,7 @@ from .alerts import TopicSink, WebhookSink, alert_name
 from .journal import Event, JournalReader, Record, Row
 from .metrics import SinkMetrics
 from .page import Page
-from .runner import Cursor, DeadLetters, Runner, Sink
+from .runner import Cursor, DeadLetters, Runner, Sink, cursor_names
 from .service import serve
 
 # %% ../../nbs/stream/sinks.ipynb #sink9078a9
@@ -214,7 +214,10 @@ def start_runners(
     metrics: SinkMetrics,
     stop: threading.Event,  # ends them all
 ) -> list[Runner]:
-    "A runner for each sink, started. Raises `InvalidConfig`."
+    "A runner for each sink, started; cursors of sinks that are not asked for any more are removed. Raises `InvalidConfig`."
+    for name in set(cursor_names(cursors(settings))) - set(sink_names(settings)):
+        (cursors(settings) / name).unlink(missing_ok=True)
+        log.info("%s is not asked for any more: its cursor no longer holds the journal back", name)
     return [Runner(JournalReader(journal), sink, Cursor(cursors(settings) / sink.name), dead_letters(settings), metrics, stop).start()
             for sink in open_sinks(settings)]
 
