@@ -36,7 +36,7 @@ from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, 
 from pdm.stream.keep import ArchiveSink
 from pdm.stream.metrics import SinkMetrics
 from pdm.stream.postgres import PostgresSink
-from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
+from pdm.stream.runner import Cursor, DeadLetters, Refused, Runner, slowest
 from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings, start_runners
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
@@ -667,6 +667,28 @@ def test_a_store_of_the_time_before_versions_is_brought_up_to_date(tmp_path):
     with sqlite3.connect(tmp_path / "store.db") as db:
         assert db.execute("SELECT seq, asset_severity, worst FROM verdict ORDER BY seq").fetchall() == [(0, 0, ""), (1, 2, "current")]
     store.close()
+
+
+def test_the_store_forgets_what_is_older_than_it_shall_keep(tmp_path):
+    day = 86_400 * 10**9
+    store = SqliteStore(tmp_path / "store.db", keep_days=10)
+    for d in range(40):
+        store.write([record(100 * d + n)._replace(committed_ns=(20_000 + d) * day + n) for n in range(3) for record in (row, event)])
+    store.batch = 1  # a store that was kept longer until now: two of each kind go with each write
+    store._keep_ns = 5 * day
+    for n in range(3):
+        store.write([row(5000 + n)._replace(committed_ns=20_039 * day + 2)])
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        kept = {t: [n for (n,) in db.execute(f"SELECT seq FROM {t} WHERE seq < 5000 ORDER BY seq")] for t in ("verdict", "event")}
+    assert kept["verdict"] == kept["event"] == [100 * d + n for d in range(29, 40) for n in range(3)][8:]
+
+
+def test_dead_letters_stay_up_to_a_number_the_newest_of_them(tmp_path):
+    letters = DeadLetters(tmp_path / "refused.db", most=5)
+    for n in range(0, 12, 3):
+        letters.add([Refused("influx", "verdict", ASSET, STREAM, EPOCH, seq, "", 0, "why", "", seq) for seq in range(n, n + 3)])
+    assert [r.seq for r in letters.read()] == [7, 8, 9, 10, 11]
 
 
 def test_a_store_of_a_newer_version_is_left_alone(tmp_path):

@@ -160,8 +160,11 @@ class Refused(NamedTuple):
 
 class DeadLetters:
     "What stores have refused, in a file that is made when the first is. Any thread and any process may use it."
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self,
+        path: str | Path,
+        most: int = 100_000,  # so many stay, the newest
+    ):
+        self.path, self.most = Path(path), most
 
     def add(self, refused: Sequence[Refused]) -> None:
         "Keep them; one that is kept already stays as it is. On disk when this returns. Raises `sqlite3.Error`."
@@ -172,7 +175,9 @@ class DeadLetters:
                 db.execute("CREATE TABLE IF NOT EXISTS refused (sink TEXT, kind TEXT, asset TEXT, stream TEXT, epoch INTEGER, seq INTEGER, episode TEXT, "
                            "t_ns INTEGER, reason TEXT, detail TEXT, refused_ns INTEGER, "
                            "PRIMARY KEY (sink, kind, asset, stream, epoch, seq, episode, t_ns)) WITHOUT ROWID")
+                db.execute("CREATE INDEX IF NOT EXISTS refused_time ON refused (refused_ns)")
                 db.executemany(f"INSERT INTO refused VALUES ({','.join('?' * 11)}) ON CONFLICT DO NOTHING", refused)
+                db.execute("DELETE FROM refused WHERE refused_ns <= (SELECT refused_ns FROM refused ORDER BY refused_ns DESC LIMIT 1 OFFSET ?)", (self.most,))
         finally:
             db.close()
 
