@@ -5,7 +5,11 @@ record looks like that the store will never take."""
 
 import http.server
 import json
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -911,6 +915,24 @@ def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
     with sqlite3.connect(tmp_path / "data/store.db") as db:
         assert db.execute("SELECT count(*) FROM verdict").fetchone() == (4,)
     assert not service.is_alive()
+
+
+def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6000)])  # more than one request, so that one is sent while the next is made
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {**os.environ, "PREDMAINT_TSDB_URL": f"influxdb://127.0.0.1:{silent.getsockname()[1]}/o/b", "PREDMAINT_STATE_DIR": str(tmp_path / "data"),
+                       "PREDMAINT_SINKS_METRICS_PORT": "0"}
+        program = "from pdm.config import load_settings; from pdm.stream.sinks import main; main(load_settings())"
+        with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as service:
+            try:
+                silent.settimeout(30)
+                connection = silent.accept()[0]
+                connection.recv(1)  # the write is under way
+                service.terminate()
+                assert service.wait(12) == 0  # an answer would be waited for 20 s
+                connection.close()
+            finally:
+                service.kill()
 
 
 def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):
