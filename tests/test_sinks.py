@@ -32,7 +32,7 @@ from pdm.data.archive import Archive
 from pdm.data.window import Window, decode, encode
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.process import Child, free_port
-from pdm.stream.alerts import TopicSink, WebhookSink
+from pdm.stream.alerts import TopicSink, WebhookSink, alerts_of, message_of
 from pdm.stream.bigquery import BigQuerySink
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.influx import InfluxSink, Lines
@@ -200,7 +200,7 @@ class Topic(Kind):
     def seqs(self):
         while messages := self.ear.receive(1000, 0.3):
             self.arrived |= {json.loads(m.payload)["id"] for m in messages}
-        return sorted(int(i.split("/")[0].partition("@")[2]) for i in self.arrived)
+        return sorted(int(i.split("/")[-3].partition("@")[2]) for i in self.arrived)
 
     def down(self):
         self.seqs()
@@ -813,6 +813,7 @@ def webhook():
 
 LIFE = [event(0), event(1)._replace(kind="escalated", details={"severity": 3, "reasons": ["louder"]}), event(2)._replace(kind="diagnosed", details={"fault": "cage"}),
         event(3)._replace(kind="cleared")]
+LIFE = [e._replace(committed_ns=e.t_ns + 100) for e in LIFE]
 
 
 def standing(server, t_ns):
@@ -826,7 +827,7 @@ def test_an_alarm_that_gets_worse_is_one_alert_at_a_time_and_ends_when_it_is_cle
     stands = []
     for e in LIFE:
         sink.write([e])
-        stands.append(standing(webhook, e.t_ns))
+        stands.append(standing(webhook, e.committed_ns))
     assert stands[0] == [("MachineAlarm", "act")] and stands[1] == [("MachineAlarm", "stop_advised")]
     assert stands[2] == [("FaultNamed", "watch"), ("MachineAlarm", "stop_advised")] and stands[3] == [("FaultNamed", "watch")]
     before = dict(webhook.alerts)
@@ -840,7 +841,7 @@ def test_nobody_is_called_for_what_is_shelved_or_worked_on_but_the_end_is_always
     sink.write([LIFE[0]._replace(kind=kind) for kind in ("acknowledged", "labelled", "maintenance_began")])
     assert webhook.alerts == {}
     sink.write([LIFE[0], LIFE[3]._replace(details={"shelved": True})])
-    assert webhook.alerts and standing(webhook, LIFE[3].t_ns) == []
+    assert webhook.alerts and standing(webhook, LIFE[3].committed_ns) == []
 
 
 def test_a_server_that_sends_elsewhere_has_not_taken_the_alert(webhook):
@@ -875,6 +876,50 @@ def test_alertmanager_takes_the_alerts_and_ends_them(tmp_path):
         assert [(a["alertname"], a["severity"]) for a in firing()] == [("MachineAlarm", "stop_advised")]
         sink.write(LIFE[3:])
         assert firing() == []
+        for t_ns in (0, 4 * 10**18):  # a sensor's clock that was never set, and one of the year 2096
+            raised, cleared = (e._replace(t_ns=t_ns, episode=f"fan@{t_ns}") for e in (LIFE[0], LIFE[3]))
+            sink.write([raised])
+            assert [a["episode"] for a in firing()] == [raised.episode]
+            sink.write([cleared])
+            assert firing() == []
+
+
+def test_a_sensors_clock_moves_no_alert(webhook):
+    for e in LIFE:
+        times = {tuple((a["startsAt"], a["endsAt"]) for a in alerts_of(e._replace(t_ns=t_ns))) for t_ns in (0, e.t_ns, 2**63 - 1)}
+        assert len(times) == 1
+    assert alerts_of(LIFE[0]._replace(t_ns=0))[0]["annotations"]["window_end"] == "1970-01-01T00:00:00Z"
+
+
+def test_a_new_place_for_alerts_hears_of_what_comes_next_and_an_old_one_with_another_password_of_what_it_missed(webhook, journal, tmp_path):
+    def run(login, seqs):
+        webhook.alerts.clear()
+        stop, settings = threading.Event(), Settings(state_dir=tmp_path / "data", alert_urls=(webhook.url.replace("//", f"//{login}@"),))
+        runners = start_runners(settings, journal.path, SinkMetrics(), stop)
+        fill(journal, [episode(s) for s in seqs])
+        end = time.monotonic() + 10
+        while any(s.behind for s in standings(settings)) and time.monotonic() < end:
+            time.sleep(0.02)
+        for runner in runners:
+            runner.stop()
+        return sorted(a["labels"]["episode"] for a in webhook.alerts.values())
+
+    fill(journal, [episode(s) for s in range(5)])
+    assert run("ops:one", [5, 6]) == ["fan@5", "fan@6"]
+    fill(journal, [episode(7)])
+    assert run("ops:two", [8]) == ["fan@7", "fan@8"]
+
+
+def test_the_id_of_an_alert_on_the_bus_is_no_other_alerts():
+    one = event(0)
+    others = [one._replace(**{field: value}) for field, value in (("asset", "e/s/a/l/pump"), ("stream", "motor"), ("episode", "fan@2"), ("kind", "cleared"), ("t_ns", 5))]
+    assert len({message_of(e)["id"] for e in (one, *others)}) == 6
+
+
+def test_the_same_place_twice_is_refused_without_the_password():
+    for urls, where in ((("mqtt:", "mqtt:"), "the bus"), (("http://a:s3cret@h:9093", "http://b:s3cret@h:9093"), "names h:9093 twice")):
+        with pytest.raises(InvalidConfig, match=where):
+            sink_names(Settings(broker_url="mqtt://host", alert_urls=urls))
 
 
 def test_a_broker_url_and_an_alert_url_that_do_not_fit_are_refused():

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
@@ -149,6 +150,8 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
     elif s.warehouse_url:
         wanted["bigquery"] = lambda: _class("bigquery", "BigQuerySink")(s.warehouse_url)
     for url in s.alert_urls:
+        if alert_name(url) in wanted:
+            raise InvalidConfig(f"alert_urls names {'the bus' if url.startswith('mqtt:') else urlsplit(url).netloc.rpartition('@')[2]} twice: once is enough")
         wanted[alert_name(url)] = lambda url=url: WebhookSink(url) if not url.startswith("mqtt:") else TopicSink(  # type: ignore[misc]
             s.broker_url, s.state_dir / "broker", f"{s.agent_id}-alerts")
     if s.archive_url:
@@ -229,8 +232,13 @@ def start_runners(
     for name in set(cursor_names(cursors(settings))) - set(sink_names(settings)):
         (cursors(settings) / name).unlink(missing_ok=True)
         log.info("%s is not asked for any more: its cursor no longer holds the journal back", name)
-    return [Runner(JournalReader(journal), sink, Cursor(cursors(settings) / sink.name), dead_letters(settings), metrics, stop).start()
-            for sink in open_sinks(settings)]
+    runners = []
+    for sink in open_sinks(settings):
+        reader, cursor = JournalReader(journal), Cursor(cursors(settings) / sink.name)
+        if sink.name.startswith("alert-") and not cursor.path.exists():
+            cursor.move(reader.last_id())
+        runners.append(Runner(reader, sink, cursor, dead_letters(settings), metrics, stop).start())
+    return runners
 
 
 @contextmanager
