@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("predmaint"))  # data sets
     journal_keep_days: float = Field(default=30, gt=0)             # verdicts that every sink has are kept so long
     journal_max_gb: float = Field(default=10, gt=0)                # the journal's size; what every sink has goes first
+    store_keep_days: float = Field(default=365, gt=0)              # verdicts and events stay so long in the SQLite store
     journal_full: Literal["stop", "drop_oldest"] = "stop"          # then: acknowledge nothing more, or forget what is oldest
     assets: Path = Path("assets.yaml")   # the asset records
     agent_id: str = "agent"              # unique among the agents of a broker

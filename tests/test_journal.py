@@ -82,6 +82,22 @@ def test_time_stamps_are_unique_in_a_stream(tmp_path_factory, times):
     assert all(s >= t for s, t in zip(stored, times, strict=True))
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["raised", "escalated", "cleared"]), st.sampled_from(["fan-1@7", "fan-1@8"])), min_size=1, max_size=60),
+       st.integers(1, 9))
+def test_every_event_that_happened_is_journaled_under_a_key_of_its_own(tmp_path_factory, happened, together):
+    events = [event(seq)._replace(t_ns=t, kind=kind, episode=episode) for seq, (t, kind, episode) in enumerate(happened)]
+    path = tmp_path_factory.mktemp("j") / "journal.db"
+    for start in range(0, len(events), together):  # a restart between the commits: what is taken stands in the table
+        with Journal(path) as journal:
+            journal.commit([Group(events=[e]) for e in events[start:start + together]])
+    with JournalReader(path) as reader:
+        stored = reader.events()
+    assert [e._replace(t_ns=0, id=0, committed_ns=0) for e in stored] == [e._replace(t_ns=0) for e in events]
+    assert len({(e.episode, e.kind, e.t_ns) for e in stored}) == len(events)
+    assert all(e.t_ns <= s.t_ns < e.t_ns + len(events) for s, e in zip(stored, events, strict=True))
+
+
 def test_what_is_written_is_read_back_as_it_was(journal):
     r = row(3, flags=("late", "clock_suspect"), threshold=float("inf"), p_unadapted=float("nan"), episode="fan-1@7", fault="undetermined", conditions={"speed_rpm": 1500.5})
     e = Event(*KEY, "fan-1@7", "raised", 3000, 7, 3, {"severity": 2, "why": "ß"})
@@ -239,6 +255,30 @@ def test_a_migrated_file_has_the_tables_of_a_new_one(tmp_path):
     old, new = columns
     assert old.keys() == new.keys() and all(sorted(old[t]) == sorted(new[t]) for t in new)
     assert [c[0] for c in old["verdict"]] == [c[0] for c in new["verdict"]]  # they are written by place
+
+
+def test_a_journal_keeps_its_ident_through_moves_and_salvage_and_no_other_has_it(tmp_path):
+    for name in ("a.db", "b.db"):
+        full_journal(tmp_path / name, 20)
+    with JournalReader(tmp_path / "a.db") as a, JournalReader(tmp_path / "b.db") as b:
+        ident = a.ident
+        assert ident != b.ident
+    (tmp_path / "a.db").rename(tmp_path / "moved.db")
+    salvage(tmp_path / "moved.db")
+    with Journal(tmp_path / "moved.db") as journal:
+        assert journal.ident == ident
+
+
+def test_a_journal_of_version_2_gets_an_ident_and_keeps_it(tmp_path):
+    full_journal(tmp_path / "j.db", 50)
+    with sqlite3.connect(tmp_path / "j.db") as db:
+        db.executescript("DROP TABLE ident; PRAGMA user_version = 2")
+    db.close()
+    with Journal(tmp_path / "j.db") as journal:
+        ident = journal.ident
+        assert journal.counts()["verdict"] == 50
+    with Journal(tmp_path / "j.db") as journal:
+        assert journal.ident == ident
 
 
 # ---- reading

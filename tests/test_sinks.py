@@ -5,7 +5,11 @@ record looks like that the store will never take."""
 
 import http.server
 import json
+import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -29,15 +33,16 @@ from pdm.data.archive import Archive
 from pdm.data.window import Window, decode, encode
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.process import Child, free_port
-from pdm.stream.alerts import TopicSink, WebhookSink
+from pdm.stream.alerts import TopicSink, WebhookSink, alerts_of, message_of
 from pdm.stream.bigquery import BigQuerySink
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.influx import InfluxSink, Lines
 from pdm.stream.journal import Event, Group, Journal, JournalReader, Mark, Raw, Row
 from pdm.stream.keep import ArchiveSink
+from pdm.stream.metrics import SinkMetrics
 from pdm.stream.postgres import PostgresSink
-from pdm.stream.runner import Cursor, DeadLetters, Runner, slowest
-from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings
+from pdm.stream.runner import Cursor, DeadLetters, Refused, Runner, slowest
+from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings, start_runners
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
 T0_NS = time.time_ns() // 10**9 * 10**9 - 7200 * 10**9  # what a store with a retention of a day still takes
@@ -196,7 +201,7 @@ class Topic(Kind):
     def seqs(self):
         while messages := self.ear.receive(1000, 0.3):
             self.arrived |= {json.loads(m.payload)["id"] for m in messages}
-        return sorted(int(i.split("/")[0].partition("@")[2]) for i in self.arrived)
+        return sorted(int(i.split("/")[-3].partition("@")[2]) for i in self.arrived)
 
     def down(self):
         self.seqs()
@@ -349,7 +354,7 @@ def carry(kind, journal, tmp_path):
         sink = kind.open()
         sink.batch = batch
         reader = JournalReader(journal.path)
-        made.append(Runner(Spoiling(reader, kind.spoil, spoiled) if spoiled else reader, sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db")))
+        made.append(Runner(Spoiling(reader, kind.spoil, spoiled) if spoiled else reader, sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db")))
         return made[-1]
 
     yield make
@@ -423,7 +428,7 @@ def test_one_record_that_the_store_refuses_is_a_dead_letter_and_the_others_are_s
 
 def test_another_journal_is_written_from_its_beginning(kind, journal, carry, tmp_path):
     fill(journal, [kind.record(s) for s in range(3)])
-    Cursor(tmp_path / "cursor").move(10**6)
+    Cursor(tmp_path / "cursors/cursor").move(10**6)
     finish(carry())
     assert kind.seqs() == [0, 1, 2]
 
@@ -518,13 +523,13 @@ def test_whatever_fails_and_whenever_it_is_killed_every_record_arrives_and_the_c
             assert {i for after, upto in claimed for i in range(after + 1, upto + 1)} <= set(sink.seqs)
         finish(runner)
     assert set(sink.seqs) == set(range(1, n + 1))
-    assert n == 0 or (folder / "cursor").read_text() == str(n)
+    assert (folder / "cursor").read_text() == f"{n} of {runner.cursor.ident}"
 
 
 def test_live_records_are_not_starved_by_a_backlog_nor_the_backlog_by_them(journal, tmp_path):
     fill(journal, [row(s) for s in range(300)])
     sink = Memory()
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     for n in range(300, 400):  # one arrives while three are written
         runner.turn()
         fill(journal, [row(n)])
@@ -537,7 +542,7 @@ def test_a_sink_that_needs_order_gets_it_after_an_outage(journal, tmp_path):
     fill(journal, [row(s) for s in range(300)])
     sink = Memory()
     sink.ordered = True
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     assert sink.seqs == list(range(300))
     runner.reader.close()
@@ -547,10 +552,10 @@ def test_a_cursor_passes_over_what_its_sink_does_not_take(journal, tmp_path):
     fill(journal, [*(row(s) for s in range(50)), event(50), *(row(s) for s in range(51, 60))])
     sink = Memory()
     sink.takes = (Event,)
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     runner.cursor.save()
-    assert sink.seqs == [50] and slowest(tmp_path, ["cursor"]) == journal.last_id()
+    assert sink.seqs == [50] and slowest(tmp_path / "cursors", ["cursor"], journal.ident) == journal.last_id()
     runner.reader.close()
 
 
@@ -559,7 +564,7 @@ def test_what_the_journal_gave_up_is_counted_and_holds_nothing_up(journal, tmp_p
     with sqlite3.connect(journal.path) as db:
         db.execute("DELETE FROM verdict WHERE id <= 5")
     sink = Memory()
-    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     finish(runner)
     assert sorted(sink.seqs) == list(range(5, 20)) and runner.cursor.done == 20
     assert runner.metrics.registry.get_sample_value("pdm_sink_missed_rows_total", {"sink": "memory"}) == 5
@@ -573,7 +578,7 @@ def test_a_setting_that_is_wrong_makes_no_dead_letters(journal, tmp_path):
         def write(self, rows):
             raise InvalidConfig("no such place")
 
-    runner = Runner(JournalReader(journal.path), Misled(), Cursor(tmp_path / "cursor"), DeadLetters(tmp_path / "refused.db"))
+    runner = Runner(JournalReader(journal.path), Misled(), Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
     with pytest.raises(InvalidConfig):
         runner.turn()
     assert DeadLetters(tmp_path / "refused.db").read() == [] and runner.cursor.done == 0
@@ -581,15 +586,66 @@ def test_a_setting_that_is_wrong_makes_no_dead_letters(journal, tmp_path):
 
 
 def test_a_cursor_of_the_first_version_is_read(tmp_path):
-    (tmp_path / "cursor").write_text("41")
-    assert Cursor(tmp_path / "cursor").done == 41
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text("41")
+    assert Cursor(tmp_path / "cursors/cursor").done == 41
 
 
-@pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12"])
+def test_a_cursor_that_was_before_idents_goes_on_and_holds_the_journal_until_then(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6)])
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text("4")
+    assert slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 0
+    sink = Memory()
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db"))
+    finish(runner)
+    assert sink.seqs == [4, 5] and slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 6
+    runner.reader.close()
+
+
+@pytest.mark.parametrize("n", [2, 5, 9])
+def test_a_cursor_of_a_journal_that_is_gone_passes_over_nothing_of_the_next_one(tmp_path, n):
+    sink, cursor = Memory(), tmp_path / "cursors/cursor"
+    for path, count in ((tmp_path / "lost.db", 5), (tmp_path / "next.db", n)):
+        with Journal(path) as journal:
+            fill(journal, [row(s) for s in range(count)])
+            assert slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 0  # nothing of it may be removed yet
+        sink.seqs.clear()
+        runner = Runner(JournalReader(path), sink, Cursor(cursor), DeadLetters(tmp_path / "refused.db"))
+        finish(runner)
+        assert sorted(sink.seqs) == list(range(count)) and slowest(tmp_path / "cursors", ["cursor"], runner.reader.ident) == count
+        runner.reader.close()
+
+
+def test_a_sink_that_the_agent_was_not_told_of_holds_the_journal_until_it_is_taken_out(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6)])
+    settings, folder = Settings(state_dir=tmp_path / "data"), tmp_path / "data/cursors"
+    for name in ("sqlite", "warehouse.of-yesterday"):
+        Cursor(folder / name).belong(journal.ident, 6)
+    Cursor(folder / "sqlite").add(0, 6)
+    assert slowest(folder, ["sqlite"], journal.ident) == 0
+    stop = threading.Event()
+    runners = start_runners(settings, journal.path, SinkMetrics(), stop)
+    for runner in runners:
+        runner.stop()
+    assert [p.name for p in folder.glob("[!.]*")] == ["sqlite"] and slowest(folder, ["sqlite"], journal.ident) == 6
+
+
+def test_a_sink_holds_the_journal_from_when_its_runner_is_made(journal, tmp_path):
+    fill(journal, [row(0)])
+    runner = Runner(JournalReader(journal.path), Memory(), Cursor(tmp_path / "cursors/new"), DeadLetters(tmp_path / "refused.db"))
+    assert slowest(tmp_path / "cursors", [], journal.ident) == 0 and (tmp_path / "cursors/new").exists()
+    finish(runner)
+    assert slowest(tmp_path / "cursors", [], journal.ident) == 1
+    runner.reader.close()
+
+
+@pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12", "5 of", "5 of x"])
 def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
-    (tmp_path / "cursor").write_text(text)
+    (tmp_path / "cursors").mkdir()
+    (tmp_path / "cursors/cursor").write_text(text)
     with pytest.raises(InvalidConfig, match="delete it"):
-        Cursor(tmp_path / "cursor")
+        Cursor(tmp_path / "cursors/cursor")
 
 
 # SQLite
@@ -618,6 +674,28 @@ def test_a_store_of_the_time_before_versions_is_brought_up_to_date(tmp_path):
     with sqlite3.connect(tmp_path / "store.db") as db:
         assert db.execute("SELECT seq, asset_severity, worst FROM verdict ORDER BY seq").fetchall() == [(0, 0, ""), (1, 2, "current")]
     store.close()
+
+
+def test_the_store_forgets_what_is_older_than_it_shall_keep(tmp_path):
+    day = 86_400 * 10**9
+    store = SqliteStore(tmp_path / "store.db", keep_days=10)
+    for d in range(40):
+        store.write([record(100 * d + n)._replace(committed_ns=(20_000 + d) * day + n) for n in range(3) for record in (row, event)])
+    store.batch = 1  # a store that was kept longer until now: two of each kind go with each write
+    store._keep_ns = 5 * day
+    for n in range(3):
+        store.write([row(5000 + n)._replace(committed_ns=20_039 * day + 2)])
+    store.close()
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        kept = {t: [n for (n,) in db.execute(f"SELECT seq FROM {t} WHERE seq < 5000 ORDER BY seq")] for t in ("verdict", "event")}
+    assert kept["verdict"] == kept["event"] == [100 * d + n for d in range(29, 40) for n in range(3)][8:]
+
+
+def test_dead_letters_stay_up_to_a_number_the_newest_of_them(tmp_path):
+    letters = DeadLetters(tmp_path / "refused.db", most=5)
+    for n in range(0, 12, 3):
+        letters.add([Refused("influx", "verdict", ASSET, STREAM, EPOCH, seq, "", 0, "why", "", seq) for seq in range(n, n + 3)])
+    assert [r.seq for r in letters.read()] == [7, 8, 9, 10, 11]
 
 
 def test_a_store_of_a_newer_version_is_left_alone(tmp_path):
@@ -738,6 +816,7 @@ def webhook():
 
 LIFE = [event(0), event(1)._replace(kind="escalated", details={"severity": 3, "reasons": ["louder"]}), event(2)._replace(kind="diagnosed", details={"fault": "cage"}),
         event(3)._replace(kind="cleared")]
+LIFE = [e._replace(committed_ns=e.t_ns + 100) for e in LIFE]
 
 
 def standing(server, t_ns):
@@ -751,7 +830,7 @@ def test_an_alarm_that_gets_worse_is_one_alert_at_a_time_and_ends_when_it_is_cle
     stands = []
     for e in LIFE:
         sink.write([e])
-        stands.append(standing(webhook, e.t_ns))
+        stands.append(standing(webhook, e.committed_ns))
     assert stands[0] == [("MachineAlarm", "act")] and stands[1] == [("MachineAlarm", "stop_advised")]
     assert stands[2] == [("FaultNamed", "watch"), ("MachineAlarm", "stop_advised")] and stands[3] == [("FaultNamed", "watch")]
     before = dict(webhook.alerts)
@@ -765,7 +844,7 @@ def test_nobody_is_called_for_what_is_shelved_or_worked_on_but_the_end_is_always
     sink.write([LIFE[0]._replace(kind=kind) for kind in ("acknowledged", "labelled", "maintenance_began")])
     assert webhook.alerts == {}
     sink.write([LIFE[0], LIFE[3]._replace(details={"shelved": True})])
-    assert webhook.alerts and standing(webhook, LIFE[3].t_ns) == []
+    assert webhook.alerts and standing(webhook, LIFE[3].committed_ns) == []
 
 
 def test_a_server_that_sends_elsewhere_has_not_taken_the_alert(webhook):
@@ -800,6 +879,50 @@ def test_alertmanager_takes_the_alerts_and_ends_them(tmp_path):
         assert [(a["alertname"], a["severity"]) for a in firing()] == [("MachineAlarm", "stop_advised")]
         sink.write(LIFE[3:])
         assert firing() == []
+        for t_ns in (0, 4 * 10**18):  # a sensor's clock that was never set, and one of the year 2096
+            raised, cleared = (e._replace(t_ns=t_ns, episode=f"fan@{t_ns}") for e in (LIFE[0], LIFE[3]))
+            sink.write([raised])
+            assert [a["episode"] for a in firing()] == [raised.episode]
+            sink.write([cleared])
+            assert firing() == []
+
+
+def test_a_sensors_clock_moves_no_alert(webhook):
+    for e in LIFE:
+        times = {tuple((a["startsAt"], a["endsAt"]) for a in alerts_of(e._replace(t_ns=t_ns))) for t_ns in (0, e.t_ns, 2**63 - 1)}
+        assert len(times) == 1
+    assert alerts_of(LIFE[0]._replace(t_ns=0))[0]["annotations"]["window_end"] == "1970-01-01T00:00:00Z"
+
+
+def test_a_new_place_for_alerts_hears_of_what_comes_next_and_an_old_one_with_another_password_of_what_it_missed(webhook, journal, tmp_path):
+    def run(login, seqs):
+        webhook.alerts.clear()
+        stop, settings = threading.Event(), Settings(state_dir=tmp_path / "data", alert_urls=(webhook.url.replace("//", f"//{login}@"),))
+        runners = start_runners(settings, journal.path, SinkMetrics(), stop)
+        fill(journal, [episode(s) for s in seqs])
+        end = time.monotonic() + 10
+        while any(s.behind for s in standings(settings)) and time.monotonic() < end:
+            time.sleep(0.02)
+        for runner in runners:
+            runner.stop()
+        return sorted(a["labels"]["episode"] for a in webhook.alerts.values())
+
+    fill(journal, [episode(s) for s in range(5)])
+    assert run("ops:one", [5, 6]) == ["fan@5", "fan@6"]
+    fill(journal, [episode(7)])
+    assert run("ops:two", [8]) == ["fan@7", "fan@8"]
+
+
+def test_the_id_of_an_alert_on_the_bus_is_no_other_alerts():
+    one = event(0)
+    others = [one._replace(**{field: value}) for field, value in (("asset", "e/s/a/l/pump"), ("stream", "motor"), ("episode", "fan@2"), ("kind", "cleared"), ("t_ns", 5))]
+    assert len({message_of(e)["id"] for e in (one, *others)}) == 6
+
+
+def test_the_same_place_twice_is_refused_without_the_password():
+    for urls, where in ((("mqtt:", "mqtt:"), "the bus"), (("http://a:s3cret@h:9093", "http://b:s3cret@h:9093"), "names h:9093 twice")):
+        with pytest.raises(InvalidConfig, match=where):
+            sink_names(Settings(broker_url="mqtt://host", alert_urls=urls))
 
 
 def test_a_broker_url_and_an_alert_url_that_do_not_fit_are_refused():
@@ -857,6 +980,24 @@ def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
     with sqlite3.connect(tmp_path / "data/store.db") as db:
         assert db.execute("SELECT count(*) FROM verdict").fetchone() == (4,)
     assert not service.is_alive()
+
+
+def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(journal, tmp_path):
+    fill(journal, [row(s) for s in range(6000)])  # more than one request, so that one is sent while the next is made
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {**os.environ, "PREDMAINT_TSDB_URL": f"influxdb://127.0.0.1:{silent.getsockname()[1]}/o/b", "PREDMAINT_STATE_DIR": str(tmp_path / "data"),
+                       "PREDMAINT_SINKS_METRICS_PORT": "0"}
+        program = "from pdm.config import load_settings; from pdm.stream.sinks import main; main(load_settings())"
+        with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as service:
+            try:
+                silent.settimeout(30)
+                connection = silent.accept()[0]
+                connection.recv(1)  # the write is under way
+                service.terminate()
+                assert service.wait(12) == 0  # an answer would be waited for 20 s
+                connection.close()
+            finally:
+                service.kill()
 
 
 def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):

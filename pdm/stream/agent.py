@@ -404,7 +404,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         claim(bus, broker.client(f"{bus.client_id}-claims", session_s=0, announce=False), {o.asset for o in owned})
         archive, names = open_archive(settings), sink_names(settings)
         agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=archive.keep if archive else None,
-                      written=lambda: slowest(cursors(settings), names), keep_days=settings.journal_keep_days)
+                      written=lambda: slowest(cursors(settings), names, journal.ident), keep_days=settings.journal_keep_days)
         parts.callback(agent.stop)
         agent.start()
         gc.unfreeze()  # what a reload has left behind

@@ -68,11 +68,12 @@ _STANDS = timedelta(days=30)
 def alerts_of(e: Event) -> list[dict[str, Any]]:
     "The event in the JSON of Alertmanager's API, version 2."
     summary, description = in_words(e)
-    annotations = {"summary": summary, "description": description, "stream": e.stream, "kind": e.kind, "severity_level": str(severity_of(e))}
+    annotations = {"summary": summary, "description": description, "stream": e.stream, "kind": e.kind, "severity_level": str(severity_of(e)),
+                   "window_end": _time(e.t_ns)}
 
     def alert(name: str, lasts: timedelta, **labels: str) -> dict[str, Any]:
         return {"labels": {"alertname": name, "asset": e.asset, "episode": e.episode, **labels}, "annotations": annotations,
-                "startsAt": _time(e.t_ns), "endsAt": _time(e.t_ns, lasts)}
+                "startsAt": _time(e.committed_ns), "endsAt": _time(e.committed_ns, lasts)}
 
     if e.kind == "sensor_fault":
         return [alert("SensorFault", timedelta(hours=2), severity="watch", stream=e.stream, fault=str(e.details.get("sensor", "unknown")))]
@@ -92,12 +93,12 @@ _TIMEOUT_S = 10.0
 
 
 def alert_name(url: str) -> str:
-    "The name of the sink of one of `alert_urls`: other URL, other cursor."
+    "The name of the sink of one of `alert_urls`: other host, port or path, other cursor. A new password is no other place."
     parts = urlsplit(url)
     if parts.scheme == "mqtt":
         return "alert-mqtt"
     host = "".join(c if c.isalnum() or c in ".-" else "-" for c in parts.hostname or "")
-    return f"alert-{host}-{blake2b(url.encode(), digest_size=3).hexdigest()}"
+    return f"alert-{host}-{blake2b((parts.netloc.rpartition('@')[2] + parts.path).encode(), digest_size=3).hexdigest()}"
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -149,7 +150,7 @@ class WebhookSink:
 def message_of(e: Event) -> dict[str, Any]:
     "The event in JSON, as it travels on the bus."
     summary, description = in_words(e)
-    return {"id": f"{e.episode}/{e.kind}/{e.t_ns}", "episode": e.episode, "kind": e.kind, "asset": e.asset, "stream": e.stream, "t_ns": e.t_ns,
+    return {"id": f"{e.asset}/{e.stream}/{e.episode}/{e.kind}/{e.t_ns}", "episode": e.episode, "kind": e.kind, "asset": e.asset, "stream": e.stream, "t_ns": e.t_ns,
             "severity": severity_of(e), "fault": e.details.get("fault"), "summary": summary, "description": description, "details": dict(e.details)}
 
 

@@ -9,8 +9,9 @@ __all__ = ['Bucket', 'parse_url', 'Lines', 'InfluxSink']
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlencode, urlsplit
 
@@ -113,6 +114,27 @@ _BECAUSE = (("beyond retention", "beyond_retention"), ("outside retention", "bey
             ("unable to parse", "unparsable"))
 
 
+class _Sent:
+    "A request under way, in a thread that holds up nothing when the process ends: the pool of the standard library would wait for the answer."
+    def __init__(self, send: Callable[[], None]):
+        self._send = send
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="influx", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._send()
+        except Exception as e:  # noqa: BLE001 (raised again by `result`)
+            self._error = e
+
+    def result(self) -> None:
+        "Wait for the answer. Raises what sending raised."
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 class InfluxSink:
     "Verdicts and events in a bucket of InfluxDB."
     name, batch, ordered, pause_s = "influx", 10_000, False, 0.1
@@ -126,7 +148,6 @@ class InfluxSink:
         self.bucket, self._token = parse_url(url), token
         self._lines = Lines()
         self._open: Any = None
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="influx")
 
     def init(self) -> list[str]:
         "Create the bucket where it is missing and we may; see that we can write and read. Raises `PartMissing`, saying what to set."
@@ -148,12 +169,11 @@ class InfluxSink:
             if len(rows) <= _PIECE:
                 self._post(body)
             else:
-                under_way = self._sender.submit(self._post, body)
+                under_way = _Sent(partial(self._post, body))
         if under_way is not None:
             under_way.result()
 
     def close(self) -> None:
-        self._sender.shutdown()
         if self._open is not None:
             self._open.close()
         self._open = None

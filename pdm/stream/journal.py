@@ -117,6 +117,7 @@ class Journal(JournalReader):
         states: dict[tuple[str, str], tuple[str, dict]] = {}
         alarms: dict[str, dict] = {}
         taken: set[tuple[int, int]] = set()
+        told: set[tuple[int, str, str, int]] = set()
         for group in groups:
             for r in group.rows:
                 stream_id = stream_of((r.asset, r.stream))
@@ -126,7 +127,10 @@ class Journal(JournalReader):
                                  _json(r.conditions), r.embedding.tobytes(), self._model(r.model), r.engine, " ".join(r.flags), r.asset_severity, r.worst))
                 ident += 1
             for e in group.events:
-                events.append((ident, stream_of((e.asset, e.stream)), e.episode, e.kind, e.t_ns, e.epoch, e.seq, _json(e.details), now))
+                stream_id = stream_of((e.asset, e.stream))
+                t_ns = self._free_event_t(stream_id, e, told)
+                told.add((stream_id, e.episode, e.kind, t_ns))
+                events.append((ident, stream_id, e.episode, e.kind, t_ns, e.epoch, e.seq, _json(e.details), now))
                 ident += 1
             for w in group.raw:
                 raw.append((ident, stream_of((w.asset, w.stream)), w.epoch, w.seq, w.why, w.payload, now))
@@ -136,10 +140,10 @@ class Journal(JournalReader):
             states |= group.states
             alarms |= group.alarms
         self._next = ident
-        for sql, rows in (
+        for sql, rows in (  # a window comes again where a salvage has lost its mark, but not its verdict
                 (f"verdict VALUES ({','.join('?' * 28)}) ON CONFLICT (stream_id, epoch, seq) DO NOTHING", verdicts),
-                ("event VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING", events),
-                ("raw VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING", raw),
+                ("event VALUES (?,?,?,?,?,?,?,?,?)", events),
+                ("raw VALUES (?,?,?,?,?,?,?) ON CONFLICT (stream_id, epoch, seq) DO NOTHING", raw),
                 ("dead_letter (topic, asset, stream, epoch, seq, reason, detail, payload, size, committed_ns) VALUES (?,?,?,?,?,?,?,?,?,?)", dead),
                 ("mark VALUES (?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET watermark=excluded.watermark, sparse=excluded.sparse, "
                  "stepped=excluded.stepped, lost=excluded.lost",
@@ -170,6 +174,14 @@ class Journal(JournalReader):
             if known is None and (stream_id, t) not in taken:
                 return t
         self._last_t[stream_id] = t_ns = max(t_ns, last + 1)  # the usual case; or a clock that stands still
+        return t_ns
+
+    def _free_event_t(self, stream_id: int, e: Event, told: set[tuple[int, str, str, int]]) -> int:
+        "The time stamp itself, or the next one under which no such event is known."
+        t_ns, key = e.t_ns, (stream_id, e.episode, e.kind)
+        select = "SELECT 1 FROM event WHERE stream_id = ? AND episode = ? AND kind = ? AND t_ns = ?"
+        while (*key, t_ns) in told or self._db.execute(select, (*key, t_ns)).fetchone():
+            t_ns += 1
         return t_ns
 
     @property

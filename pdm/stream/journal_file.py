@@ -16,12 +16,16 @@ from typing import IO
 from ..errors import InvalidConfig, PartMissing, PdmError
 
 # %% ../../nbs/stream/journal_file.ipynb #jour8ec12a
-VERSION = 2
+VERSION = 3
 _NEW_IN_2 = """
 CREATE TABLE raw (
     id INTEGER PRIMARY KEY, stream_id INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL, why TEXT NOT NULL, payload BLOB NOT NULL,
     committed_ns INTEGER NOT NULL, UNIQUE (stream_id, epoch, seq));
 CREATE TABLE alarm (asset TEXT PRIMARY KEY, state TEXT NOT NULL);
+"""
+_NEW_IN_3 = """
+CREATE TABLE ident (value INTEGER NOT NULL);
+INSERT INTO ident VALUES (1 + (random() & 0x3FFFFFFFFFFFFFFF));
 """
 _SCHEMA = f"""
 CREATE TABLE stream (id INTEGER PRIMARY KEY, asset TEXT NOT NULL, stream TEXT NOT NULL, gone_t_ns INTEGER NOT NULL DEFAULT -1, UNIQUE (asset, stream));
@@ -49,12 +53,12 @@ CREATE TABLE mark (
 CREATE TABLE monitor (stream_id INTEGER PRIMARY KEY, calibration TEXT NOT NULL, state TEXT NOT NULL);
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter VALUES ('id', 0);
-{_NEW_IN_2}"""
-_FROM_1 = f"""
+{_NEW_IN_2}{_NEW_IN_3}"""
+_STEPS = (_SCHEMA, f"""
 ALTER TABLE stream ADD COLUMN gone_t_ns INTEGER NOT NULL DEFAULT -1;
 ALTER TABLE verdict ADD COLUMN asset_severity INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE verdict ADD COLUMN worst TEXT NOT NULL DEFAULT '';
-{_NEW_IN_2}"""
+{_NEW_IN_2}{_NEW_IN_3}""", _NEW_IN_3)  # from a file without tables, from version 1, from version 2
 
 # %% ../../nbs/stream/journal_file.ipynb #jourf10a7d
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -154,4 +158,4 @@ def _prepare(db: sqlite3.Connection, version: int) -> None:
                    "secure_delete = OFF"):              # on in some builds: writes zeros over what is removed
         db.execute(f"PRAGMA {pragma}").fetchall()
     if version < VERSION:
-        db.executescript(f"BEGIN IMMEDIATE;{_FROM_1 if version else _SCHEMA}PRAGMA user_version = {VERSION};COMMIT;")
+        db.executescript(f"BEGIN IMMEDIATE;{_STEPS[version]}PRAGMA user_version = {VERSION};COMMIT;")

@@ -37,6 +37,11 @@ class JournalReader:
         self._db = connect(self.path)
         self._db.execute("PRAGMA query_only = ON")
 
+    @property
+    def ident(self) -> int:
+        "Which journal this is, wherever its file lies: no other one has this number."
+        return self._all(_first, "value FROM ident")[0]
+
     def read(self,
         after: int = 0,     # the last id that is known already
         limit: int = 1000,  # at most so many

@@ -110,6 +110,12 @@ def _copy(source: sqlite3.Connection, to: sqlite3.Connection) -> tuple[dict[str,
         missing[table] = [i for i in missing[table] if to.execute(known, (i,)).fetchone() is None]
     most = to.execute(f"SELECT max(id) FROM ({' UNION ALL '.join(ids)})").fetchone()[0]
     to.execute("UPDATE counter SET value = ?", (max(last or 0, most or 0) + _GAP,))
+    try:
+        (ident,) = source.execute("SELECT value FROM ident").fetchone()
+        if isinstance(ident, int) and ident > 0:
+            to.execute("UPDATE ident SET value = ?", (ident,))  # it stays the journal that the sinks' cursors speak of
+    except (sqlite3.DatabaseError, TypeError):
+        pass  # then it is another one, and every sink writes what is left of it anew
     return kept, {table: len(keys) for table, keys in missing.items()}
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ..config import Settings
 from ..errors import InvalidConfig, InvalidInput, PartMissing, PdmError
@@ -24,7 +25,7 @@ from .alerts import TopicSink, WebhookSink, alert_name
 from .journal import Event, JournalReader, Record, Row
 from .metrics import SinkMetrics
 from .page import Page
-from .runner import Cursor, DeadLetters, Runner, Sink
+from .runner import Cursor, DeadLetters, Runner, Sink, cursor_names
 from .service import serve
 
 # %% ../../nbs/stream/sinks.ipynb #sink9078a9
@@ -41,7 +42,11 @@ CREATE TABLE IF NOT EXISTS event (
 """, """
 ALTER TABLE verdict ADD COLUMN asset_severity INTEGER DEFAULT 0;
 ALTER TABLE verdict ADD COLUMN worst TEXT DEFAULT '';
+""", """
+CREATE INDEX IF NOT EXISTS verdict_committed ON verdict (committed_ns);
+CREATE INDEX IF NOT EXISTS event_committed ON event (committed_ns);
 """]
+_KEYS = {"verdict": "asset, stream, epoch, seq", "event": "asset, stream, episode, kind, t_ns"}
 _VERDICT = ("asset, stream, epoch, seq, t_ns, score, p_value, p_unadapted, offset_db, threshold, alarm, severity, state, fault, episode, supported, "
             "extrapolating, channel_scores, indicators, conditions, embedding, model, engine, flags, asset_severity, worst, committed_ns")
 _EVENT = "asset, stream, episode, kind, t_ns, epoch, seq, details, committed_ns"
@@ -69,9 +74,10 @@ class SqliteStore:
 
     def __init__(self,
         path: str | Path,
-        wait_s: float = 30.0,  # for somebody else who is writing
+        keep_days: float = 365,  # what was journaled longer before the newest goes, at most twice a batch in one write
+        wait_s: float = 30.0,    # for somebody else who is writing
     ):
-        self.path, self._wait_s = Path(path), wait_s
+        self.path, self._wait_s, self._keep_ns = Path(path), wait_s, int(keep_days * 86_400 * 10**9)
         self._open: sqlite3.Connection | None = None
 
     def init(self) -> list[str]:
@@ -83,6 +89,7 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             db.executemany(_insert("verdict", _VERDICT), [_verdict(r) for r in rows if isinstance(r, Row)])
             db.executemany(_insert("event", _EVENT), [_event(r) for r in rows if isinstance(r, Event)])
+            self._forget(db, max((r.committed_ns for r in rows), default=0) - self._keep_ns)
             db.execute("COMMIT")
         except (OverflowError, UnicodeError, sqlite3.DataError) as e:
             raise InvalidInput(f"SQLite can't hold it: {e}", reason="unstorable") from e
@@ -91,6 +98,11 @@ class SqliteStore:
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+
+    def _forget(self, db: sqlite3.Connection, before_ns: int) -> None:
+        for table, key in _KEYS.items():
+            db.execute(f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE committed_ns < ? ORDER BY committed_ns LIMIT ?)",
+                       (before_ns, 2 * self.batch))
 
     def close(self) -> None:
         if self._open is not None:
@@ -130,7 +142,7 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
     s = settings
     wanted: dict[str, Callable[[], Sink]] = {}
     if s.tsdb_url.startswith("sqlite:"):
-        wanted["sqlite"] = lambda: SqliteStore(s.sqlite(s.tsdb_url, "store.db"))
+        wanted["sqlite"] = lambda: SqliteStore(s.sqlite(s.tsdb_url, "store.db"), s.store_keep_days)
     else:
         wanted["influx"] = lambda: _class("influx", "InfluxSink")(s.tsdb_url, s.influx_token.get_secret_value())
     if s.warehouse_url.startswith("postgresql:"):
@@ -138,6 +150,8 @@ def _wanted(settings: Settings) -> dict[str, Callable[[], Sink]]:
     elif s.warehouse_url:
         wanted["bigquery"] = lambda: _class("bigquery", "BigQuerySink")(s.warehouse_url)
     for url in s.alert_urls:
+        if alert_name(url) in wanted:
+            raise InvalidConfig(f"alert_urls names {'the bus' if url.startswith('mqtt:') else urlsplit(url).netloc.rpartition('@')[2]} twice: once is enough")
         wanted[alert_name(url)] = lambda url=url: WebhookSink(url) if not url.startswith("mqtt:") else TopicSink(  # type: ignore[misc]
             s.broker_url, s.state_dir / "broker", f"{s.agent_id}-alerts")
     if s.archive_url:
@@ -214,9 +228,17 @@ def start_runners(
     metrics: SinkMetrics,
     stop: threading.Event,  # ends them all
 ) -> list[Runner]:
-    "A runner for each sink, started. Raises `InvalidConfig`."
-    return [Runner(JournalReader(journal), sink, Cursor(cursors(settings) / sink.name), dead_letters(settings), metrics, stop).start()
-            for sink in open_sinks(settings)]
+    "A runner for each sink, started; cursors of sinks that are not asked for any more are removed. Raises `InvalidConfig`."
+    for name in set(cursor_names(cursors(settings))) - set(sink_names(settings)):
+        (cursors(settings) / name).unlink(missing_ok=True)
+        log.info("%s is not asked for any more: its cursor no longer holds the journal back", name)
+    runners = []
+    for sink in open_sinks(settings):
+        reader, cursor = JournalReader(journal), Cursor(cursors(settings) / sink.name)
+        if sink.name.startswith("alert-") and not cursor.path.exists():
+            cursor.move(reader.last_id())
+        runners.append(Runner(reader, sink, cursor, dead_letters(settings), metrics, stop).start())
+    return runners
 
 
 @contextmanager
