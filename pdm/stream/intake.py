@@ -43,26 +43,32 @@ def check(
 # %% ../../nbs/stream/intake.ipynb #intab50343
 _AHEAD_NS = 60 * 10**9                   # a window that ends more than a minute from now has a wrong clock
 _EARLIEST_NS = 1_577_836_800 * 10**9     # and so has one from before 2020
+_TRUST = 5                               # so many windows in a row tell that a clock goes on from its jump
 
 
 @dataclass
 class Clock:
     "The time of one stream, in the order of its seqs."
-    last_ns: int = 0                # end of the window before
-    steps_ns: tuple[int, ...] = ()  # the last two steps forward
+    last_ns: int = 0     # what the window before was given
+    hop_ns: int = 0      # from window to window, as far as known; 0: a window's duration
+    offset_ns: int = 0   # from the sensor's clock to ours
+    steady: int = 0      # windows since its last jump
 
     def read(self,
         window: Window,
         now_ns: int,         # wall clock of the agent
     ) -> tuple[int, bool]:   # a time that never runs backwards, ns since 1970; whether the sensor's clock is suspect
         "The time of the next window."
-        t_ns, suspect = window.t_ns, not _EARLIEST_NS <= window.t_ns <= now_ns + _AHEAD_NS
-        if t_ns <= self.last_ns:
-            suspect, t_ns = True, self.last_ns + min(self.steps_ns, default=round(window.duration_s * 1e9))  # one of them may be the jump itself
-        elif self.last_ns:
-            self.steps_ns = (*self.steps_ns[-1:], t_ns - self.last_ns)
-        self.last_ns = t_ns
-        return t_ns, suspect
+        said, last, hop = window.t_ns, self.last_ns, self.hop_ns or round(window.duration_s * 1e9)
+        plausible = _EARLIEST_NS <= said <= now_ns + _AHEAD_NS
+        t_ns = said if plausible and said > last else said + self.offset_ns
+        ahead = now_ns >= _EARLIEST_NS and t_ns > max(now_ns, last) + hop + _AHEAD_NS
+        if t_ns <= last or ahead:
+            t_ns, self.steady = last + hop if last else now_ns, 0
+        self.steady = self.steady + 1 if plausible else 0
+        self.last_ns, self.offset_ns = t_ns, t_ns - said
+        return t_ns, not plausible or (t_ns != said and self.steady < _TRUST)
+
 
 # %% ../../nbs/stream/intake.ipynb #intac38348
 MAX_STRANGERS = 1000  # streams of our assets that we don't know are kept a mark of, up to so many; a storm of invented names ends there
@@ -97,8 +103,9 @@ class Intake:
     def __init__(self,
         contracts: Mapping[tuple[str, str], Contract],             # by asset and stream: what is ours
         marks: Mapping[tuple[str, str, int], Mark] | None = None,  # as `JournalReader.marks` gives them
-        last_ns: Mapping[tuple[str, str], int] | None = None,      # end of the last window of each stream
+        last_ns: Mapping[tuple[str, str], int] | None = None,      # where the time of each monitor stands
         now_ns: Callable[[], int] = time.time_ns,
+        hops: Mapping[tuple[str, str], float] | None = None,       # from window to window, seconds; else a window's duration
     ):
         self._contracts, self._now_ns = dict(contracts), now_ns
         self._assets = {asset for asset, _ in self._contracts}
@@ -109,7 +116,7 @@ class Intake:
         for (asset, stream, _), m in sorted(self._marks.items(), key=lambda item: item[1].started):
             if m.stepped >= 0:
                 self._current[asset, stream] = m
-        self._clocks = {key: Clock((last_ns or {}).get(key, 0)) for key in self._contracts}
+        self._clocks = {key: Clock((last_ns or {}).get(key, 0), round((hops or {}).get(key, 0) * 1e9)) for key in self._contracts}
         self._strangers = {(a, s) for a, s, _ in self._marks} - set(self._contracts)
         self._told_s = float("-inf")  # when the log last spoke of an asset that is not ours
 
