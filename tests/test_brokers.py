@@ -88,7 +88,7 @@ def wait_for(true, timeout_s=10):
     return found
 
 
-def cut(client):
+def cut(client, comes_back=True):
     "The network fails under a client; returns when it is back."
     up = threading.Event()
     client.on_connect(up.set)
@@ -96,7 +96,7 @@ def cut(client):
         client._client.socket().shutdown(socket.SHUT_RDWR)
     else:
         client._lost.set()  # as when librdkafka says that all servers are down
-    assert up.wait(10)
+    assert not comes_back or up.wait(10)
 
 
 # ---- the contract
@@ -204,6 +204,21 @@ def test_an_empty_retained_message_takes_the_last_one_away(connect):
     late = connect("late", session_s=0)
     late.subscribe(["gone/+/ack"])
     assert [m.payload for m in receive(late, 2, seconds=1.5)] == [b"b"]
+
+
+def test_a_verdict_is_heard_whether_or_not_the_bus_can_keep_it(connect):
+    sender, listener = connect("sender"), connect("listener", session_s=0)
+    listener.subscribe(["heard/+/verdict"])
+    assert sender.publish("heard/asset/verdict", b"{}", retain=True)
+    assert [(m.payload, m.retained) for m in receive(listener, 1)] == [(b"{}", False)]
+
+
+def test_a_connection_that_ends_in_an_error_nobody_foresaw_says_so(connect, caplog):
+    client = connect("unlucky")
+    client.on_connect(lambda: 1 / 0)
+    cut(client, comes_back=False)
+    wait_for(lambda: client.failure and not client.connected)
+    assert "see the log" in client.failure and "ZeroDivisionError" in caplog.text
 
 
 def test_a_message_that_has_expired_reaches_nobody(connect):

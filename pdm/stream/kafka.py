@@ -90,6 +90,7 @@ class Kafka:
         from confluent_kafka import KafkaException
 
         name = kafka_topic(topic)
+        retain = retain and name != "pdm.v1.verdict"  # who comes later waits for the next one
         if retain and name.rpartition(".")[2] not in RETAINED:
             raise InvalidInput(f"on Kafka the last message is kept of {' and '.join(RETAINED)}, not of {topic}", reason="bad_topic")
         headers = [(TOPIC_HEADER, topic), *properties]
@@ -150,6 +151,9 @@ class Kafka:
                 self._connection()
             except KafkaException as e:
                 self._refusal = self._refusal or str(e.args[0].str())
+            except Exception:
+                log.exception("the connection of %s failed", self.client_id)
+                self.failure = "its connection to Kafka ended in an error that nobody foresaw, see the log"
             attempt = 0 if time.monotonic() - since > 5 else attempt + 1
             if not self._closing.is_set() and not self.failure:
                 log.warning("%s lost Kafka: %s", self.client_id, self._refusal)

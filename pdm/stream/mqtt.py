@@ -148,6 +148,7 @@ class _Buffered:
 class _Client(paho.Client):
     "paho's client, with PUBLISH read directly and handed to `deliver`."
     deliver: Callable[[Message], None]
+    crashed: Callable[[], None]
     error = ""  # what the socket said last
 
     def _create_socket(self) -> Any:
@@ -155,6 +156,14 @@ class _Client(paho.Client):
 
     def _socket_failed(self, error: OSError) -> None:
         self.error = str(error)
+
+    def loop_forever(self, *args: Any, **options: Any) -> paho.MQTTErrorCode:
+        try:
+            return super().loop_forever(*args, **options)
+        except Exception:  # this is paho's thread: it would end unseen
+            log.exception("the connection of %s failed", self._client_id.decode())
+            self.crashed()
+            return paho.MQTT_ERR_UNKNOWN
 
     def loop_read(self, max_packets: int = 1) -> paho.MQTTErrorCode:
         rc = paho.MQTT_ERR_SUCCESS
@@ -304,7 +313,8 @@ class Mqtt:
             expiry = Properties(PacketTypes.WILLMESSAGE)
             expiry.MessageExpiryInterval = OFFLINE_EXPIRY_S
             c.will_set(self._status, self._identity.status("offline", self._since_ns), 1, True, expiry)
-        c.on_connect, c.on_disconnect, c.on_subscribe, c.deliver = self._connected, self._disconnected, self._subscribed, self._received
+        c.on_connect, c.on_disconnect, c.on_subscribe = self._connected, self._disconnected, self._subscribed
+        c.deliver, c.crashed = self._received, self._crashed
         return c
 
     def _run(self) -> None:
@@ -332,9 +342,17 @@ class Mqtt:
                 client.loop_stop()
             except OSError as e:  # nobody there, or a certificate that is not accepted or can't be read
                 self._refusal = str(e)
+            except Exception:
+                log.exception("the connection of %s failed", self.client_id)
+                self._crashed()
             attempt = 0 if time.monotonic() - since > 5 else attempt + 1
             if not self._closing.is_set() and not self.failure:
                 self._closing.wait(backoff_s(max(attempt - 1, 0)))
+
+    def _crashed(self) -> None:
+        "An error that nobody foresaw ends the connection for good, and is told."
+        self.failure, self._client = "its connection to the broker ended in an error that nobody foresaw, see the log", None
+        self._lost.set()
 
     def _say_goodbye(self, client: paho.Client) -> None:
         "Send what is under way, the status last, and disconnect; two seconds at most."
