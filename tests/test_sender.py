@@ -416,6 +416,20 @@ def test_a_full_outbox_that_refuses_counts_it(plant):
             client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"])
 
 
+def test_of_the_delivery_times_only_the_last_are_kept_unless_all_are_asked_for(plant, site, edge):
+    edge()
+    with SensorClient(plant.url, times=3) as few, SensorClient(plant.url, times=None) as all_of_them:
+        streams = [c.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"]) for i, c in enumerate((few, all_of_them))]
+        for _ in range(10):
+            for s in streams:
+                s.send(np.zeros((2, SAMPLES)))
+        few.flush(20)
+        all_of_them.flush(20)
+        assert [[seq for seq, *_ in s.times] for s in streams] == [[7, 8, 9], list(range(10))]
+    with SensorClient(plant.url) as client:
+        assert client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"]).times.maxlen == 1000
+
+
 def test_many_threads_may_send_on_the_same_streams(plant, site, edge):
     edge()
     with SensorClient(plant.url) as client:

@@ -25,19 +25,18 @@ from .outbox import Buffer, Full, Outbox, Pending
 
 # %% ../../nbs/stream/sensor_client.ipynb #sens1a48be
 log = logging.getLogger(__name__)
-_TIMES = 100_000  # so many delivery times are remembered
 
 
 class SensorStream:
     "One stream of one asset, as its sender sees it. Made by `SensorClient.open`."
     def __init__(self, client: Any, path: AssetPath, stream: str, rate_hz: float, channels: tuple[str, ...], units: tuple[str, ...],
-                 outbox: Outbox, scale: float | None):
+                 outbox: Outbox, scale: float | None, times: int | None):
         self.path, self.stream, self.rate_hz, self.channels, self.units, self.scale = path, stream, rate_hz, channels, units, scale
         self.outbox, self._client, self._topic = outbox, client, topic(path, stream, "window")
         self.ack_topic = topic(path, stream, "ack")
         self.sent = self.acknowledged = self.resent = self.refused = 0
         self.restored = len(outbox.pending)  # windows that an earlier life left on disk
-        self.times: deque[tuple[int, int, int]] = deque(maxlen=_TIMES)  # seq, wall clock when sent and when acknowledged, ns
+        self.times: deque[tuple[int, int, int]] = deque(maxlen=times)  # of the last windows: seq, wall clock when sent and when acknowledged, ns
 
     @property
     def epoch(self) -> int:
@@ -97,10 +96,11 @@ class SensorClient:
         resend_s: float = 5.0, # ask again after so long without an acknowledgement, seconds
         timeout_s: float = 10.0,  # for the first connection, seconds
         buffer_dir: str | Path | None = None,  # keep windows there over our own death; without it in memory
+        times: int | None = 1000,  # delivery times that each stream remembers, for who measures; without it all
     ):
         self._buffer = Buffer(buffer_dir) if buffer_dir is not None else None
         self.bus: Bus = client_of(broker, client_id or f"sensor-{secrets.token_hex(6)}", session_s=0) if isinstance(broker, str) else broker
-        self._resend_s, self._closed, self._reconnected = resend_s, False, False
+        self._resend_s, self._times, self._closed, self._reconnected = resend_s, times, False, False
         self._changed = threading.Condition()
         self._streams: dict[str, SensorStream] = {}  # by ack topic
         try:
@@ -132,7 +132,7 @@ class SensorClient:
                 raise InvalidConfig(f"{path}/{stream} is open already: one SensorStream serves all threads")
             options = (window, self._resend_s, full)
             box = Outbox(*options) if self._buffer is None else self._buffer.outbox(name, *options)
-            s = self._streams[ack_topic] = SensorStream(self, path, stream, rate_hz, tuple(channels), tuple(units), box, scale)
+            s = self._streams[ack_topic] = SensorStream(self, path, stream, rate_hz, tuple(channels), tuple(units), box, scale, self._times)
         self.bus.subscribe([s.ack_topic])
         return s
 
