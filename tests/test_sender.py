@@ -430,6 +430,38 @@ def test_of_the_delivery_times_only_the_last_are_kept_unless_all_are_asked_for(p
         assert client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"]).times.maxlen == 1000
 
 
+def test_what_waits_in_vain_says_whether_agent_broker_or_a_twin_is_why():
+    def complaints(client, out):
+        for call in (lambda: out.send(np.zeros((1, 8)), timeout_s=0.01), lambda: client.flush(0.01),
+                     lambda: play(out, np.zeros((1, 1, 8)), step_s=0.1, speed=0, patience_s=0.01)):
+            with pytest.raises(PartMissing) as e:
+                call()
+            yield str(e.value)
+
+    def until(true):
+        end = time.monotonic() + 20
+        while not true() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    with EmbeddedBroker() as broker, SensorClient(broker.client("gateway", session_s=0)) as client:
+        out = client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=1)
+        out.send(np.zeros((1, 8)))
+        assert all("is an agent running" in said for said in complaints(client, out))
+        broker.kill()
+        until(lambda: not client.bus.connected)
+        for said in complaints(client, out):
+            assert "no connection to the broker" in said and "agent" not in said
+        broker.restart()
+        until(lambda: client.bus.connected)
+        with SensorClient(broker.client("gateway", session_s=0)) as twin:
+            until(lambda: client.bus.failure or twin.bus.failure)
+            loser = client if client.bus.failure else twin
+            lost = out if loser is client else twin.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=1)
+            if loser is twin:
+                lost.send(np.zeros((1, 8)))
+            assert all("used by another client" in said for said in complaints(loser, lost))
+
+
 def test_many_threads_may_send_on_the_same_streams(plant, site, edge):
     edge()
     with SensorClient(plant.url) as client:

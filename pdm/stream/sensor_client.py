@@ -27,6 +27,13 @@ from .outbox import Buffer, Full, Outbox, Pending
 log = logging.getLogger(__name__)
 
 
+def _silence(bus: Bus) -> str:
+    "Why acknowledgements may be missing, as far as it can be seen from here."
+    if bus.failure:
+        return bus.failure
+    return "is an agent running for this asset?" if bus.connected else "there is no connection to the broker, which is tried again: is it running, and to be reached from here?"
+
+
 class SensorStream:
     "One stream of one asset, as its sender sees it. Made by `SensorClient.open`."
     def __init__(self, client: Any, path: AssetPath, stream: str, rate_hz: float, channels: tuple[str, ...], units: tuple[str, ...],
@@ -42,6 +49,11 @@ class SensorStream:
     def epoch(self) -> int:
         return self.outbox.epoch
 
+    @property
+    def silence(self) -> str:
+        "Why nothing is acknowledged, where nothing is."
+        return _silence(self._client.bus)
+
     def send(self,
         samples: np.ndarray,                          # float32 [channel, sample]
         t0_ns: int | None = None,                     # first sample, ns since 1970, UTC; without it the window ends now
@@ -56,7 +68,7 @@ class SensorStream:
         with client._changed:
             if not client._changed.wait_for(lambda: not box.full or client._closed, timeout_s):
                 self.refused += 1
-                raise PartMissing(f"{self._topic}: {box.window} windows unacknowledged for {timeout_s:g} s: is an agent running for this asset?")
+                raise PartMissing(f"{self._topic}: {box.window} windows unacknowledged for {timeout_s:g} s: {self.silence}")
             if client._closed:
                 raise PartMissing(f"{self._topic}: the client is closed")
             now = time.time_ns()
@@ -157,8 +169,7 @@ class SensorClient:
 
         with self._changed:
             if not self._changed.wait_for(lambda: not waiting(), timeout_s):
-                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({', '.join(waiting()[:5])}): "
-                                  "is an agent running for these assets?")
+                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({', '.join(waiting()[:5])}): {_silence(self.bus)}")
 
     def close(self) -> None:
         "Disconnect. What is not acknowledged by now stays in the buffer, or is forgotten where there is none: `flush` first."
