@@ -462,6 +462,18 @@ def test_what_waits_in_vain_says_whether_agent_broker_or_a_twin_is_why():
             assert all("used by another client" in said for said in complaints(loser, lost))
 
 
+def test_a_window_that_the_disk_refuses_is_counted_as_refused(plant, tmp_path):
+    with SensorClient(plant.url, buffer_dir=tmp_path) as client:
+        out = client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=5000)
+        pages = client._buffer._db.execute("PRAGMA page_count").fetchone()[0]
+        client._buffer._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(PartMissing, match="takes no window"):
+            for _ in range(2000):
+                out.send(np.zeros((1, 32)))
+        counts = client.counts
+        assert counts["refused"] == 1 and counts["sent"] == counts["pending"] == out.outbox.next_seq
+
+
 def test_many_threads_may_send_on_the_same_streams(plant, site, edge):
     edge()
     with SensorClient(plant.url) as client:

@@ -78,7 +78,11 @@ class SensorStream:
             payload = encode(w, self.scale)
             if len(payload) > MAX_PAYLOAD:
                 raise InvalidWindow(f"a window of {len(payload)} bytes, the limit is {MAX_PAYLOAD}: send shorter windows", reason="oversize")
-            p = box.add(payload, user_properties(w), now)
+            try:
+                p = box.add(payload, user_properties(w), now)
+            except PartMissing:
+                self.refused += 1
+                raise
             self.sent += 1
             if box.behind or client._reconnected:
                 box.behind = True  # others go first
