@@ -25,8 +25,9 @@ from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent, own
 from pdm.stream.broker import EmbeddedBroker
+from pdm.stream.buffer import Buffer
 from pdm.stream.journal import Mark
-from pdm.stream.outbox import Buffer, Outbox, tell_oldest
+from pdm.stream.outbox import Outbox, tell_oldest
 from pdm.stream.replay import play
 from pdm.stream.sensor_client import SensorClient
 
@@ -79,7 +80,7 @@ ACTIONS = st.lists(st.one_of(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_happens_no_number_has_two_contents_and_everything_is_delivered_or_counted(actions, full, window, tmp_path_factory, monkeypatch):
     folder, boot = tmp_path_factory.mktemp("buffer"), [0]
-    monkeypatch.setattr("pdm.stream.outbox.boot_id", lambda: f"boot-{boot[0]}")
+    monkeypatch.setattr("pdm.stream.buffer.boot_id", lambda: f"boot-{boot[0]}")
     far, now, added, dropped = Far(), 0.0, {}, 0
     buffer = Buffer(folder)
     box = buffer.outbox(TOPIC, window, 1.0, full)
@@ -164,7 +165,7 @@ def test_a_boot_ends_every_epoch_also_of_a_stream_that_is_opened_only_later(tmp_
     for box in boxes.values():
         fill(box, 3)
     forget(buffer)
-    monkeypatch.setattr("pdm.stream.outbox.boot_id", lambda: "the next one")
+    monkeypatch.setattr("pdm.stream.buffer.boot_id", lambda: "the next one")
     for name in ("a", "b"):  # one life each
         life = Buffer(tmp_path)
         box = life.outbox(name)

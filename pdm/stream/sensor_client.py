@@ -21,7 +21,8 @@ from ..data.window import MAX_PAYLOAD, AssetPath, Window, decode_ack, encode, to
 from ..errors import InvalidConfig, InvalidPayload, InvalidWindow, PartMissing
 from .bus import Bus, Message
 from .broker import client_of
-from .outbox import Buffer, Full, Outbox, Pending
+from .buffer import Buffer
+from .outbox import Full, Outbox, Pending
 
 # %% ../../nbs/stream/sensor_client.ipynb #sens1a48be
 log = logging.getLogger(__name__)
