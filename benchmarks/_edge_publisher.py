@@ -17,7 +17,7 @@ from pdm.stream.sensor_client import SensorClient
 def main(order: dict) -> dict:
     windows = np.load(order["windows"])
     rate, seconds = order["rate"], order["seconds"]
-    with SensorClient(order["broker_url"]) as client:
+    with SensorClient(order["broker_url"], times=None) as client:
         streams = [client.open(path, order["stream"], order["rate_hz"], order["channels"], order["units"], window=order["window"]) for path in order["assets"]]
         due: list[list[int]] = [[] for _ in streams]  # when each window was due, ns since 1970, by seq
         start_ns, start = time.time_ns(), time.perf_counter()

@@ -25,8 +25,9 @@ from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent, own
 from pdm.stream.broker import EmbeddedBroker
+from pdm.stream.buffer import Buffer
 from pdm.stream.journal import Mark
-from pdm.stream.outbox import Buffer, Outbox, tell_oldest
+from pdm.stream.outbox import Outbox, tell_oldest
 from pdm.stream.replay import play
 from pdm.stream.sensor_client import SensorClient
 
@@ -79,7 +80,7 @@ ACTIONS = st.lists(st.one_of(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_happens_no_number_has_two_contents_and_everything_is_delivered_or_counted(actions, full, window, tmp_path_factory, monkeypatch):
     folder, boot = tmp_path_factory.mktemp("buffer"), [0]
-    monkeypatch.setattr("pdm.stream.outbox.boot_id", lambda: f"boot-{boot[0]}")
+    monkeypatch.setattr("pdm.stream.buffer.boot_id", lambda: f"boot-{boot[0]}")
     far, now, added, dropped = Far(), 0.0, {}, 0
     buffer = Buffer(folder)
     box = buffer.outbox(TOPIC, window, 1.0, full)
@@ -164,7 +165,7 @@ def test_a_boot_ends_every_epoch_also_of_a_stream_that_is_opened_only_later(tmp_
     for box in boxes.values():
         fill(box, 3)
     forget(buffer)
-    monkeypatch.setattr("pdm.stream.outbox.boot_id", lambda: "the next one")
+    monkeypatch.setattr("pdm.stream.buffer.boot_id", lambda: "the next one")
     for name in ("a", "b"):  # one life each
         life = Buffer(tmp_path)
         box = life.outbox(name)
@@ -414,6 +415,64 @@ def test_a_full_outbox_that_refuses_counts_it(plant):
         assert client.counts["refused"] == 3 and client.counts["sent"] == 2 == client.counts["pending"]
         with pytest.raises(InvalidConfig, match="open already"):
             client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"])
+
+
+def test_of_the_delivery_times_only_the_last_are_kept_unless_all_are_asked_for(plant, site, edge):
+    edge()
+    with SensorClient(plant.url, times=3) as few, SensorClient(plant.url, times=None) as all_of_them:
+        streams = [c.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"]) for i, c in enumerate((few, all_of_them))]
+        for _ in range(10):
+            for s in streams:
+                s.send(np.zeros((2, SAMPLES)))
+        few.flush(20)
+        all_of_them.flush(20)
+        assert [[seq for seq, *_ in s.times] for s in streams] == [[7, 8, 9], list(range(10))]
+    with SensorClient(plant.url) as client:
+        assert client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"]).times.maxlen == 1000
+
+
+def test_what_waits_in_vain_says_whether_agent_broker_or_a_twin_is_why():
+    def complaints(client, out):
+        for call in (lambda: out.send(np.zeros((1, 8)), timeout_s=0.01), lambda: client.flush(0.01),
+                     lambda: play(out, np.zeros((1, 1, 8)), step_s=0.1, speed=0, patience_s=0.01)):
+            with pytest.raises(PartMissing) as e:
+                call()
+            yield str(e.value)
+
+    def until(true):
+        end = time.monotonic() + 20
+        while not true() and time.monotonic() < end:
+            time.sleep(0.01)
+
+    with EmbeddedBroker() as broker, SensorClient(broker.client("gateway", session_s=0)) as client:
+        out = client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=1)
+        out.send(np.zeros((1, 8)))
+        assert all("is an agent running" in said for said in complaints(client, out))
+        broker.kill()
+        until(lambda: not client.bus.connected)
+        for said in complaints(client, out):
+            assert "no connection to the broker" in said and "agent" not in said
+        broker.restart()
+        until(lambda: client.bus.connected)
+        with SensorClient(broker.client("gateway", session_s=0)) as twin:
+            until(lambda: client.bus.failure or twin.bus.failure)
+            loser = client if client.bus.failure else twin
+            lost = out if loser is client else twin.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=1)
+            if loser is twin:
+                lost.send(np.zeros((1, 8)))
+            assert all("used by another client" in said for said in complaints(loser, lost))
+
+
+def test_a_window_that_the_disk_refuses_is_counted_as_refused(plant, tmp_path):
+    with SensorClient(plant.url, buffer_dir=tmp_path) as client:
+        out = client.open(path_of(1), "nobody", RATE_HZ, ["h"], ["g"], window=5000)
+        pages = client._buffer._db.execute("PRAGMA page_count").fetchone()[0]
+        client._buffer._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(PartMissing, match="takes no window"):
+            for _ in range(2000):
+                out.send(np.zeros((1, 32)))
+        counts = client.counts
+        assert counts["refused"] == 1 and counts["sent"] == counts["pending"] == out.outbox.next_seq
 
 
 def test_many_threads_may_send_on_the_same_streams(plant, site, edge):

@@ -46,7 +46,7 @@ def play(
             heard_s, heard = time.monotonic(), stream.acknowledged
         left = heard_s + patience_s - time.monotonic()
         if left <= 0:
-            raise PartMissing(f"nothing of {stream.path}/{stream.stream} was acknowledged for {patience_s:g} s: is an agent running for this asset?")
+            raise PartMissing(f"nothing of {stream.path}/{stream.stream} was acknowledged for {patience_s:g} s: {stream.silence}")
         return left
 
     for i in range(len(windows) * repeat):

@@ -21,27 +21,39 @@ from ..data.window import MAX_PAYLOAD, AssetPath, Window, decode_ack, encode, to
 from ..errors import InvalidConfig, InvalidPayload, InvalidWindow, PartMissing
 from .bus import Bus, Message
 from .broker import client_of
-from .outbox import Buffer, Full, Outbox, Pending
+from .buffer import Buffer
+from .outbox import Full, Outbox, Pending
 
 # %% ../../nbs/stream/sensor_client.ipynb #sens1a48be
 log = logging.getLogger(__name__)
-_TIMES = 100_000  # so many delivery times are remembered
+
+
+def _silence(bus: Bus) -> str:
+    "Why acknowledgements may be missing, as far as it can be seen from here."
+    if bus.failure:
+        return bus.failure
+    return "is an agent running for this asset?" if bus.connected else "there is no connection to the broker, which is tried again: is it running, and to be reached from here?"
 
 
 class SensorStream:
     "One stream of one asset, as its sender sees it. Made by `SensorClient.open`."
     def __init__(self, client: Any, path: AssetPath, stream: str, rate_hz: float, channels: tuple[str, ...], units: tuple[str, ...],
-                 outbox: Outbox, scale: float | None):
+                 outbox: Outbox, scale: float | None, times: int | None):
         self.path, self.stream, self.rate_hz, self.channels, self.units, self.scale = path, stream, rate_hz, channels, units, scale
         self.outbox, self._client, self._topic = outbox, client, topic(path, stream, "window")
         self.ack_topic = topic(path, stream, "ack")
         self.sent = self.acknowledged = self.resent = self.refused = 0
         self.restored = len(outbox.pending)  # windows that an earlier life left on disk
-        self.times: deque[tuple[int, int, int]] = deque(maxlen=_TIMES)  # seq, wall clock when sent and when acknowledged, ns
+        self.times: deque[tuple[int, int, int]] = deque(maxlen=times)  # of the last windows: seq, wall clock when sent and when acknowledged, ns
 
     @property
     def epoch(self) -> int:
         return self.outbox.epoch
+
+    @property
+    def silence(self) -> str:
+        "Why nothing is acknowledged, where nothing is."
+        return _silence(self._client.bus)
 
     def send(self,
         samples: np.ndarray,                          # float32 [channel, sample]
@@ -57,7 +69,7 @@ class SensorStream:
         with client._changed:
             if not client._changed.wait_for(lambda: not box.full or client._closed, timeout_s):
                 self.refused += 1
-                raise PartMissing(f"{self._topic}: {box.window} windows unacknowledged for {timeout_s:g} s: is an agent running for this asset?")
+                raise PartMissing(f"{self._topic}: {box.window} windows unacknowledged for {timeout_s:g} s: {self.silence}")
             if client._closed:
                 raise PartMissing(f"{self._topic}: the client is closed")
             now = time.time_ns()
@@ -67,7 +79,11 @@ class SensorStream:
             payload = encode(w, self.scale)
             if len(payload) > MAX_PAYLOAD:
                 raise InvalidWindow(f"a window of {len(payload)} bytes, the limit is {MAX_PAYLOAD}: send shorter windows", reason="oversize")
-            p = box.add(payload, user_properties(w), now)
+            try:
+                p = box.add(payload, user_properties(w), now)
+            except PartMissing:
+                self.refused += 1
+                raise
             self.sent += 1
             if box.behind or client._reconnected:
                 box.behind = True  # others go first
@@ -97,10 +113,11 @@ class SensorClient:
         resend_s: float = 5.0, # ask again after so long without an acknowledgement, seconds
         timeout_s: float = 10.0,  # for the first connection, seconds
         buffer_dir: str | Path | None = None,  # keep windows there over our own death; without it in memory
+        times: int | None = 1000,  # delivery times that each stream remembers, for who measures; without it all
     ):
         self._buffer = Buffer(buffer_dir) if buffer_dir is not None else None
         self.bus: Bus = client_of(broker, client_id or f"sensor-{secrets.token_hex(6)}", session_s=0) if isinstance(broker, str) else broker
-        self._resend_s, self._closed, self._reconnected = resend_s, False, False
+        self._resend_s, self._times, self._closed, self._reconnected = resend_s, times, False, False
         self._changed = threading.Condition()
         self._streams: dict[str, SensorStream] = {}  # by ack topic
         try:
@@ -132,7 +149,7 @@ class SensorClient:
                 raise InvalidConfig(f"{path}/{stream} is open already: one SensorStream serves all threads")
             options = (window, self._resend_s, full)
             box = Outbox(*options) if self._buffer is None else self._buffer.outbox(name, *options)
-            s = self._streams[ack_topic] = SensorStream(self, path, stream, rate_hz, tuple(channels), tuple(units), box, scale)
+            s = self._streams[ack_topic] = SensorStream(self, path, stream, rate_hz, tuple(channels), tuple(units), box, scale, self._times)
         self.bus.subscribe([s.ack_topic])
         return s
 
@@ -157,8 +174,7 @@ class SensorClient:
 
         with self._changed:
             if not self._changed.wait_for(lambda: not waiting(), timeout_s):
-                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({', '.join(waiting()[:5])}): "
-                                  "is an agent running for these assets?")
+                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({', '.join(waiting()[:5])}): {_silence(self.bus)}")
 
     def close(self) -> None:
         "Disconnect. What is not acknowledged by now stays in the buffer, or is forgotten where there is none: `flush` first."
