@@ -22,10 +22,10 @@ pytestmark = pytest.mark.timeout(30)
 
 class Hand:
     "A bus that delivers what the test gives it and keeps what it is told."
-    client_id, failure, connected = "hand", "", True
+    client_id, failure, connected, waiting = "hand", "", True, 0
 
     def __init__(self):
-        self.waiting, self.told, self.callbacks = [], [], []
+        self.unread, self.told, self.callbacks = [], [], []
 
     def connect(self, timeout_s=10.0): ...
     def subscribe(self, topics): ...
@@ -40,8 +40,8 @@ class Hand:
         return True
 
     def receive(self, limit, timeout_s):
-        if self.waiting:
-            return self.waiting.pop(0)
+        if self.unread:
+            return self.unread.pop(0)
         time.sleep(0.01)
         return []
 
@@ -94,7 +94,7 @@ def wait_for(true, timeout_s=10):
 def test_what_can_not_be_written_at_the_end_keeps_what_follows_from_being_acknowledged(at_work, site):
     agent, journal, bus = at_work()
     journal.takes = lambda groups: sum(len(g.rows) for g in groups) == 1  # there is room for little
-    bus.waiting += [[message(window(n)) for n in range(4)], [message(window(4))]]
+    bus.unread += [[message(window(n)) for n in range(4)], [message(window(4))]]
     wait_for(lambda: agent.metrics.registry.get_sample_value("pdm_commit_failures_total"))
     agent.stop(1.5)
     with site.reader() as reader:
@@ -133,7 +133,7 @@ class Broken:
 def test_an_engine_that_scores_nothing_ends_the_agent_and_loses_no_window(at_work, site):
     logging.getLogger("pdm").setLevel(logging.CRITICAL)
     agent, journal, bus = at_work(lambda bundle: Broken(InProcess().load(bundle)))
-    bus.waiting.append([message(window(n)) for n in range(3)])
+    bus.unread.append([message(window(n)) for n in range(3)])
     wait_for(agent.failed.is_set)
     logging.getLogger("pdm").setLevel(logging.NOTSET)
     agent.stop(1.0)
@@ -143,7 +143,7 @@ def test_an_engine_that_scores_nothing_ends_the_agent_and_loses_no_window(at_wor
 
 def test_a_broker_that_has_forgotten_everything_is_told_acknowledgements_and_alarms_again(at_work):
     agent, _, bus = at_work()
-    bus.waiting.append([message(window(n, level=100.0)) for n in range(4)])
+    bus.unread.append([message(window(n, level=100.0)) for n in range(4)])
     wait_for(lambda: agent.alarms()[0].active)
     wait_for(lambda: bus.topics("/ack") and decode_ack(bus.topics("/ack")[-1]) == (7, 3))
     bus.told.clear()

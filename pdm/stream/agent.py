@@ -95,6 +95,7 @@ class Agent:
         self._beats = {t.name: time.monotonic() for t in self._threads}
         m.ready.set_function(lambda: self._subscribed and not self.unready())
         m.connected.set_function(lambda: bus.connected)
+        m.inbox.set_function(lambda: bus.waiting)
         m.command_queue.set_function(self._commands.qsize)
         m.diagnosis_queue.set_function(lambda: self._judge.diagnoses_waiting)
         m.commit_queue.set_function(self._groups.qsize)

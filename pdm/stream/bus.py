@@ -36,6 +36,10 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def waiting(self) -> int:
+        "Messages that have arrived and that nobody has received."
+
     def connect(self, timeout_s: float = 10.0) -> None:
         "Connect, and stay connected until `close`. Raises `PartMissing` when nobody answers within the timeout."
 

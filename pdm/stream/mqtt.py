@@ -227,6 +227,10 @@ class Mqtt:
     def connected(self) -> bool:
         return self._client is not None
 
+    @property
+    def waiting(self) -> int:
+        return self._inbox.qsize()
+
     def connect(self, timeout_s: float = 10.0) -> None:
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{self.client_id}", daemon=True)
         self._thread.start()
