@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -166,24 +166,39 @@ class _Client(paho.Client):
             return paho.MQTT_ERR_UNKNOWN
 
     def loop_read(self, max_packets: int = 1) -> paho.MQTTErrorCode:
-        rc = paho.MQTT_ERR_SUCCESS
         for _ in range(64):  # then it is the writers' turn
             sock: Any = self._sock
-            found = sock.packet() if sock is not None and not self._in_packet["command"] else None
-            if found is not None and found[0] & 0xF0 == paho.PUBLISH:  # whole in the buffer: no need for paho to collect it piece by piece
+            if sock is None:
+                return paho.MQTT_ERR_NO_CONN
+            found = sock.packet() if not self._in_packet["command"] else None
+            if found is not None and found[0] & 0xF0 in (paho.PUBLISH, paho.PUBACK):  # whole in the buffer: no need for paho to collect it piece by piece
                 self._last_bytes_received = time.monotonic()
-                rc = self._read(found[0], sock.take(*found[1:]))
-                rc = self._loop_rc_handle(rc) if rc else rc
+                packet = sock.take(*found[1:])
+                rc = self._read(found[0], packet) if found[0] & 0xF0 == paho.PUBLISH else self._published(packet)
             else:
-                rc = super().loop_read()
-            if rc != paho.MQTT_ERR_SUCCESS or self._sock is None or not self._sock.pending():  # type: ignore[attr-defined]
+                rc = self._packet_read()  # one; paho's own loop_read would take all that are there in that way
+            if rc > 0:
+                return self._loop_rc_handle(rc)
+            if rc == paho.MQTT_ERR_AGAIN or not sock.pending():
                 break
-        return rc
+        return paho.MQTT_ERR_SUCCESS
 
     def acknowledge(self, mids: Sequence[int]) -> None:
         "PUBACK to all of them in one packet."
         if mids:
             self._packet_queue(paho.PUBACK, b"".join(b"\x40\x02" + mid.to_bytes(2, "big") for mid in mids), mids[-1], 1)
+
+    def _published(self, packet: bytes) -> paho.MQTTErrorCode:
+        "The broker has one of ours. Why nobody wanted it, where it says so, is nothing to us."
+        if len(packet) < 2:
+            return paho.MQTT_ERR_PROTOCOL
+        mid, nothing = int.from_bytes(packet[:2], "big"), cast(Any, None)
+        with self._out_message_mutex:
+            return self._do_on_publish(mid, nothing, nothing) if mid in self._out_messages else paho.MQTT_ERR_SUCCESS
+
+    def _update_inflight(self) -> paho.MQTTErrorCode:
+        waiting = len(self._out_messages) > self._inflight_messages  # paho would look through all of them, for none
+        return super()._update_inflight() if waiting else paho.MQTT_ERR_SUCCESS
 
     def _handle_publish(self) -> paho.MQTTErrorCode:
         return self._read(self._in_packet["command"], self._in_packet["packet"])
