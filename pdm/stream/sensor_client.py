@@ -67,11 +67,11 @@ class SensorStream:
             raise InvalidWindow(f"samples are finite numbers, got {x.dtype} with NaN or infinity: check the sensor", reason="not_finite")
         box, client = self.outbox, self._client
         with client._changed:
-            if not client._changed.wait_for(lambda: not box.full or client._closed, timeout_s):
+            if not client._changed.wait_for(lambda: not box.full or client._closed or client.bus.failure, timeout_s):
                 self.refused += 1
                 raise PartMissing(f"{self._topic}: {box.window} windows unacknowledged for {timeout_s:g} s: {self.silence}")
-            if client._closed:
-                raise PartMissing(f"{self._topic}: the client is closed")
+            if client._closed or client.bus.failure:
+                raise PartMissing(f"{self._topic}: {client.bus.failure or 'the client is closed'}")
             now = time.time_ns()
             if t0_ns is None:
                 t0_ns = now - round(x.shape[-1] / self.rate_hz * 1e9)
@@ -221,5 +221,5 @@ class SensorClient:
                     if again:
                         s.outbox.reconnected()
                     s._hand_over(s.outbox.due(time.monotonic()))
-            if acks:
+            if acks or self.bus.failure:
                 self._changed.notify_all()
