@@ -69,7 +69,6 @@ class Clock:
         self.last_ns, self.offset_ns = t_ns, t_ns - said
         return t_ns, not plausible or (t_ns != said and self.steady < _TRUST)
 
-
 # %% ../../nbs/stream/intake.ipynb #intac38348
 MAX_STRANGERS = 1000  # streams of our assets that we don't know are kept marks of, up to so many; a storm of invented names ends there
 EPOCHS, EPOCHS_STRANGE = 256, 4  # of a stream, and of one that we don't know: marks of so many are kept, and of the one that its monitor is at
