@@ -19,7 +19,7 @@ from pdm.process import Child, find_program, free_port
 from pdm.stream import kafka, mqtt
 from pdm.stream.broker import EmbeddedBroker, client_of, mosquitto_conf, open_broker, tansu_arguments
 from pdm.stream.bus import status_topic
-from pdm.stream.claims import claim
+from pdm.stream.claims import Watch, claim
 from pdm.stream.mqtt import Mqtt
 
 pytestmark = pytest.mark.timeout(60)
@@ -511,6 +511,20 @@ def test_an_agent_whose_later_rival_says_nothing_more_gives_up_in_time(agent, co
     assert receive(rival, 1)
     with pytest.raises(InvalidConfig, match=f"which {agent.mark}-c has"):
         agent("b", "fan", timeout_s=1.5)
+
+
+def test_of_two_agents_that_hold_one_asset_the_one_that_came_back_later_ends(agent, connect, broker):
+    first, late = agent("z", "fan"), connect(f"{agent.mark}-a", exact=True, session_s=0)
+    watches = [Watch(bus, broker.client(f"{bus.client_id}-w", session_s=0, announce=False), [f"{agent.mark}/fan"]) for bus in (first, late)]
+    try:
+        late.set_status({"assets": [f"{agent.mark}/fan", f"{agent.mark}/mill"], "claim": "held"})  # as one that was cut off, and asks nobody
+        assert f"{agent.mark}-z has {agent.mark}/fan since before" in wait_for(lambda: late.failure)
+        late.close()
+        time.sleep(0.5)
+        assert not first.failure
+    finally:
+        for w in watches:
+            w.close()
 
 
 # ---- what only one kind of broker has

@@ -12,7 +12,8 @@ from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent, own
 from pdm.stream.broker import EmbeddedBroker
-from pdm.stream.intake import Intake
+from pdm.stream.intake import EPOCHS, Intake
+from pdm.stream.journal import Group, Journal
 from pdm.stream.sensor_client import SensorClient
 from pdm.stream.sinks import SqliteStore
 
@@ -80,3 +81,22 @@ def test_a_window_of_an_asset_that_is_not_ours_is_left_alone():
     batch = intake.take([message(window(n), 1) for n in range(3)] + [message(window(3), 1, payload=b"x")])
     assert (batch.strangers, len(batch.messages)) == (4, 4)
     assert not (batch.accepted or batch.dead or batch.duplicates or batch.changed or batch.acks or intake.current())
+
+
+def test_a_storm_of_epochs_leaves_a_bounded_number_of_marks_in_memory_and_in_the_journal(tmp_path):
+    with Journal(tmp_path / "journal.db") as journal:
+        intake = Intake({key_of(0): CONTRACT})
+        for part in range(20):
+            batch = intake.take([message(window(0, epoch=100 * part + n), payload=b"nonsense") for n in range(100)])
+            journal.commit([Group(dead=batch.dead, marks=batch.changed, gone=batch.gone)])
+        assert sorted(epoch for *_, epoch in journal.marks()) == list(range(2000 - EPOCHS, 2000))
+        (again,) = intake.take([message(window(0, epoch=5))]).accepted  # of a forgotten one: judged once more, under the same key
+        assert (again.window.epoch, again.window.seq) == (5, 0)
+
+
+def test_marks_of_an_asset_that_was_given_away_leave_the_journal(tmp_path):
+    with Journal(tmp_path / "journal.db") as journal:
+        journal.commit([Group(marks=Intake({key_of(n): CONTRACT}).take([message(window(0), n)]).changed) for n in range(2)])
+        batch = Intake({key_of(0): CONTRACT}, journal.marks()).take([message(window(1))])
+        journal.commit([Group(marks=batch.changed, gone=batch.gone)])
+        assert list(journal.marks()) == [(*key_of(0), 7)]

@@ -32,7 +32,7 @@ from .broker import open_broker
 from .alarms import Alarm, Command
 from .asset import Owned
 from .bus import Bus, backoff_s
-from .claims import claim
+from .claims import Watch, claim
 from .intake import Batch, Intake
 from .journal import Group, Journal, JournalFull, JournalReader, Mark, Row
 from .judge import Judge
@@ -83,7 +83,9 @@ class Agent:
         alarms = {a: Alarm.from_state(known[a]) if a in known else Alarm.of(a, journal.events(a)) for a in self._assets}
         self._judge = Judge(streams.values(), diagnose, diagnosis_s, self._inferred, alarms, keep)
         self._shown = {a: alarms[a] for a in self._assets}  # the alarms as they are committed
-        self._intake = Intake({k: o.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns())
+        times = {k: t for k, o in streams.items() if (t := o.monitor.to_state().get("t"))}  # the monitors'; a row has the sensor's, which may be wrong
+        self._intake = Intake({k: o.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns() | times,
+                              hops={k: o.hop_s for k, o in streams.items()})
         self._topics: dict[tuple[str, str, str], str] = {}
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
@@ -211,7 +213,7 @@ class Agent:
 
     def _commit(self, work: Sequence[_Work]) -> bool:  # False: given up, and nothing that comes after may be written
         "One transaction; then, and only then, everybody is told."
-        groups = [w.group for w in work if w.group.rows or w.group.dead or w.group.events or w.group.marks]
+        groups = [w.group for w in work if w.group.rows or w.group.dead or w.group.events or w.group.marks or w.group.gone]
         if groups and not self._write(groups):
             return False
         now_s, now_ns = time.monotonic(), time.time_ns()
@@ -291,7 +293,8 @@ class Agent:
     def _count(self, batch: Batch, group: Group, now_s: float, now_ns: int) -> None:
         m = self.metrics
         late = sum("late" in r.flags for r in group.rows)
-        for result, n in (("scored", len(group.rows) - late), ("late", late), ("duplicate", batch.duplicates), ("refused", len(group.dead))):
+        for result, n in (("scored", len(group.rows) - late), ("late", late), ("duplicate", batch.duplicates), ("refused", len(group.dead)),
+                          ("stranger", batch.strangers)):
             if n:
                 m.windows.labels(result).inc(n)
         m.lost.inc(batch.lost)
@@ -335,7 +338,7 @@ def own(
             _check_pair(r, name, bundle, calibration)
             if bundle.digest not in models:
                 models[bundle.digest] = load(bundle)
-            o = Owned(r.path, name, models[bundle.digest], bundle.digest, Monitor(calibration, bundle.contract), calibration.digest, r.bearing_of(name), within)
+            o = Owned(r.path, name, models[bundle.digest], bundle.digest, Monitor(calibration, bundle.contract), calibration.digest, r.bearing_of(name), within, calibration.hop_s)
             before, state = states.get(o.key, ("", {}))
             if before and before != calibration.digest:
                 log.info("%s/%s has a new calibration: its monitor starts anew", *o.key)
@@ -402,7 +405,9 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         bus = broker.client(f"predmaint-{settings.agent_id}")
         parts.callback(bus.close)
         bus.connect()
-        claim(bus, broker.client(f"{bus.client_id}-claims", session_s=0, announce=False), {o.asset for o in owned})
+        assets, silent = {o.asset for o in owned}, {"session_s": 0, "announce": False}
+        claim(bus, broker.client(f"{bus.client_id}-claims", **silent), assets)
+        parts.callback(Watch(bus, broker.client(f"{bus.client_id}-watch", **silent), assets).close)
         archive, names = open_archive(settings), sink_names(settings)
         agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=archive.keep if archive else None,
                       written=lambda: slowest(cursors(settings), names, journal.ident), keep_days=settings.journal_keep_days)

@@ -42,6 +42,7 @@ class Owned:
     calibration: str                 # digest of the calibration record
     bearing: Bearing | None = None
     within_budget: bool = True       # the asset's streams together promise no more false alarms than it may have
+    hop_s: float = 0.0               # from window to window, seconds; 0: a window's duration
     capture: Capture = field(default_factory=Capture)
     alarm: bool = False              # this stream is in alarm
     severity: int = 0                # of this stream

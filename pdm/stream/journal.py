@@ -114,6 +114,7 @@ class Journal(JournalReader):
         raw: list[tuple] = []
         dead: list[tuple] = []
         marks: dict[tuple[str, str, int], Mark] = {}
+        gone: list[tuple[str, str, int]] = []
         states: dict[tuple[str, str], tuple[str, dict]] = {}
         alarms: dict[str, dict] = {}
         taken: set[tuple[int, int]] = set()
@@ -136,10 +137,15 @@ class Journal(JournalReader):
                 raw.append((ident, stream_of((w.asset, w.stream)), w.epoch, w.seq, w.why, w.payload, now))
                 ident += 1
             dead += [(d.topic, d.asset, d.stream, d.epoch, d.seq, d.reason, d.detail[:500], d.payload[:_KEEP], d.size, now) for d in group.dead]
+            gone += group.gone
+            for k in group.gone:
+                marks.pop(k, None)
             marks |= group.marks
             states |= group.states
             alarms |= group.alarms
         self._next = ident
+        if gone:
+            self._db.executemany("DELETE FROM mark WHERE stream_id = ? AND epoch = ?", [(stream_of(key[:2]), key[2]) for key in gone])
         for sql, rows in (  # a window comes again where a salvage has lost its mark, but not its verdict
                 (f"verdict VALUES ({','.join('?' * 28)}) ON CONFLICT (stream_id, epoch, seq) DO NOTHING", verdicts),
                 ("event VALUES (?,?,?,?,?,?,?,?,?)", events),

@@ -64,7 +64,7 @@ class Judge:
 
     def judge(self, batch: Batch) -> Group:
         "What a batch comes to, to be committed as one; with the diagnoses that were finished meanwhile."
-        group = Group(dead=list(batch.dead), marks=batch.changed)
+        group = Group(dead=list(batch.dead), marks=batch.changed, gone=batch.gone)
         if self._shelved:
             self._unshelve(group)
         self._collect(group)

@@ -47,7 +47,7 @@ class AgentMetrics:
         self.unacknowledged = Gauge("pdm_alarm_unacknowledged", "1 while nobody has acknowledged the asset's alarm", ["asset"], registry=r)
         self.alarms = Counter("pdm_alarms", "Turns in the life of alarms", ["kind"], registry=r)
         self.diagnoses = Counter("pdm_diagnoses", "Diagnoses by the fault they named", ["fault"], registry=r)
-        for result in ("scored", "late", "duplicate", "refused"):
+        for result in ("scored", "late", "duplicate", "refused", "stranger"):
             self.windows.labels(result)
         for asset, stream in self._known:
             self.alarm.labels(asset, stream).set(0)
