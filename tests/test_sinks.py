@@ -962,6 +962,24 @@ def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
     assert not service.is_alive()
 
 
+@pytest.mark.parametrize("driver,changes", [("psycopg", {"warehouse_url": "postgresql://host/db"}), ("influxdb_client", {"tsdb_url": "influxdb://host/o/b"}),
+                                            ("google.cloud.bigquery", {"warehouse_url": "bigquery://project/dataset"}), ("pyarrow", {"archive_url": "file:archive"})])
+def test_a_driver_that_is_missing_is_said_at_the_start_and_not_when_a_journal_appears(tmp_path, driver, changes):
+    program = ("import sys; from pdm.errors import PdmError; from pdm.config import Settings; from pdm.stream.sinks import main\n"
+               f"sys.modules[{driver!r}] = None\n"
+               f"try: main(Settings(state_dir='none', sinks_metrics_port=0, **{changes!r}))\n"
+               "except PdmError as e: print(e); sys.exit(e.exit_code)")
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=15, check=False)
+    assert ended.returncode == 2 and "pip install 'predmaint[" in ended.stdout, ended.stderr
+
+
+def test_lines_of_ever_new_shapes_fill_no_memory():
+    lines = Lines()
+    for n in range(25_000):
+        lines.of(row(0)._replace(conditions={f"c{n}": 1.0}))
+    assert len(lines._forms) <= 10_000 and "condition_c24999=1.0" in lines.of(row(0)._replace(conditions={"c24999": 1.0}))
+
+
 def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(journal, tmp_path):
     fill(journal, [row(s) for s in range(6000)])  # more than one request, so that one is sent while the next is made
     with socket.create_server(("127.0.0.1", 0)) as silent:

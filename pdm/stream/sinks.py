@@ -283,7 +283,7 @@ def _there(journal: Path) -> bool:
 
 
 def _check(settings: Settings) -> None:
-    "Raises `PdmError` for settings that name a sink wrongly."
+    "Raises `PdmError` for settings that name a sink wrongly, or one whose driver is not installed."
     for sink in open_sinks(settings):
         sink.close()
 
@@ -292,5 +292,6 @@ def main(
     settings: Settings,
     stop: threading.Event | None = None,  # set by whoever wants it to end; without it signals are heard
 ) -> None:
-    "Run all sinks until told to stop. Waits for the journal where there is none yet."
+    "Run all sinks until told to stop. Waits for the journal where there is none yet. Raises `PdmError` for a sink that can't be."
+    _check(settings)
     serve(settings, running, _check, stop)
