@@ -637,6 +637,35 @@ def test_a_sink_holds_the_journal_from_when_its_runner_is_made(journal, tmp_path
     runner.reader.close()
 
 
+def test_a_runner_waits_for_the_write_that_another_one_has_under_way_and_goes_on_behind_it(journal, tmp_path):
+    fill(journal, [row(s) for s in range(3)])
+    writing, answer = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def write(self, rows):
+            writing.set()
+            answer.wait(10)
+            super().write(rows)
+
+    def runner(sink):
+        return Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/memory"), DeadLetters(tmp_path / "refused.db"), stop=threading.Event())
+
+    old, new = runner(Slow()).start(), runner(Memory())
+    assert writing.wait(10)
+    old.stop(0)
+    new.start()
+    end = time.monotonic() + 10
+    while new.failing is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "another predmaint sinks runs on this state_dir" in (new.failing or "") and new.sink.seqs == []
+    answer.set()
+    fill(journal, [row(3)])
+    while (new.cursor.done < 4 or new.failing) and time.monotonic() < end:
+        time.sleep(0.01)
+    new.stop()
+    assert old.sink.seqs + new.sink.seqs == [0, 1, 2, 3] and new.sink.seqs == [3]
+
+
 @pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12", "5 of", "5 of x"])
 def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
     (tmp_path / "cursors").mkdir()
