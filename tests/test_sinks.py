@@ -25,8 +25,10 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from influxdb_client import Point
+from typer.testing import CliRunner
 from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
+from pdm.cli import app
 from pdm.config import Settings
 from pdm.data.archive import Archive
 from pdm.data.window import Window, decode, encode
@@ -41,7 +43,7 @@ from pdm.stream.keep import ArchiveSink
 from pdm.stream.metrics import SinkMetrics
 from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Refused, Runner, slowest
-from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings, start_runners
+from pdm.stream.sinks import SqliteStore, dead_letters, init_all, main, open_sinks, sink_names, standings, start_runners
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
 T0_NS = time.time_ns() // 10**9 * 10**9 - 7200 * 10**9  # what a store with a retention of a day still takes
@@ -1025,6 +1027,21 @@ def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(
                 connection.close()
             finally:
                 service.kill()
+
+
+def test_the_status_of_the_sinks_is_told_to_people_and_to_programs(journal, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREDMAINT_STATE_DIR", str(tmp_path / "data"))
+    fill(journal, [row(s) for s in range(7)])
+    settings = Settings(state_dir=tmp_path / "data")
+    cursor = Cursor(tmp_path / "data/cursors/sqlite")
+    cursor.belong(journal.ident, 7)
+    cursor.add(0, 5)
+    dead_letters(settings).add([Refused("sqlite", "verdict", ASSET, STREAM, EPOCH, seq, "", 0, "unstorable", "", seq) for seq in range(2)])
+    told = CliRunner().invoke(app, ["sinks", "status", "--json"])
+    assert json.loads(told.stdout) == [{"name": "sqlite", "done": 5, "behind": 2, "dead_letters": {"unstorable": 2}}]
+    assert "2 unstorable" in CliRunner().invoke(app, ["sinks", "status"]).stdout
+    cursor.belong(journal.ident + 1, 7)  # of a journal that is gone
+    assert json.loads(CliRunner().invoke(app, ["sinks", "status", "--json"]).stdout)[0]["behind"] == 7
 
 
 def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):

@@ -123,14 +123,14 @@ class _Sent:
     "A request under way, in a thread that holds up nothing when the process ends: the pool of the standard library would wait for the answer."
     def __init__(self, send: Callable[[], None]):
         self._send = send
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="influx", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._send()
-        except BaseException as e:  # raised again by `result`
+        except Exception as e:  # noqa: BLE001 raised again by `result`
             self._error = e
 
     def result(self) -> None:

@@ -207,15 +207,16 @@ def dead_letters(settings: Settings) -> DeadLetters:
 
 
 def standings(settings: Settings) -> list[Standing]:
-    "How far each sink came. Raises `InvalidConfig` where there is no journal yet."
+    "How far each sink came in the journal that is there. Raises `InvalidConfig` where there is none yet."
     found = []
     with JournalReader(settings.state_dir / "journal.db") as reader:
-        last = reader.last_id()
+        ident, last = reader.ident, reader.last_id()
     letters = dead_letters(settings).read()
     for name in sink_names(settings):
         cursor = Cursor(cursors(settings) / name)
+        done, behind = (cursor.done, cursor.behind(last)) if cursor.ident in (None, ident) else (0, last)
         reasons = [r.reason for r in letters if r.sink == name]
-        found.append(Standing(name, cursor.done, cursor.behind(last), {r: reasons.count(r) for r in sorted(set(reasons))}))
+        found.append(Standing(name, done, behind, {r: reasons.count(r) for r in sorted(set(reasons))}))
     return found
 
 # %% ../../nbs/stream/sinks.ipynb #sink96a3e8
