@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'File', 'Rate', 'Names', 'sinks', 'demo', 'synth', 'replay', 'fit', 'score', 'diagnose', 'agent',
-           'run_sinks', 'init_sinks', 'find_parts', 'doctor', 'main']
+           'run_sinks', 'init_sinks', 'sinks_status', 'find_parts', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #cli34be2b
 import json
@@ -287,6 +287,20 @@ def init_sinks() -> None:
     from pdm.stream.sinks import init_all
     for sentence in init_all(load_settings()):
         typer.echo(sentence)
+
+
+@sinks.command("status")
+def sinks_status(as_json: Json = False) -> None:
+    "How far each store came: the last record it has, how many are not dealt with, and what it refused. They may run meanwhile."
+    from pdm.stream.sinks import standings
+    found = standings(load_settings())
+    if as_json:
+        typer.echo(json.dumps([s._asdict() for s in found], indent=2))
+        return
+    table = Table("store", "done", "behind", "dead letters", box=None)
+    for s in found:
+        table.add_row(s.name, str(s.done), str(s.behind), ", ".join(f"{n} {reason}" for reason, n in s.dead_letters.items()) or "none")
+    Console().print(table)
 
 # %% ../nbs/cli.ipynb #cli975bc9
 def _package(name: str) -> str:

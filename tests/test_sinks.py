@@ -26,8 +26,10 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from influxdb_client import Point
+from typer.testing import CliRunner
 from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
+from pdm.cli import app
 from pdm.config import Settings
 from pdm.data.archive import Archive
 from pdm.data.window import Window, decode, encode
@@ -42,7 +44,7 @@ from pdm.stream.keep import ArchiveSink
 from pdm.stream.metrics import SinkMetrics
 from pdm.stream.postgres import PostgresSink
 from pdm.stream.runner import Cursor, DeadLetters, Refused, Runner, slowest
-from pdm.stream.sinks import SqliteStore, init_all, main, open_sinks, sink_names, standings, start_runners
+from pdm.stream.sinks import SqliteStore, dead_letters, init_all, main, open_sinks, sink_names, standings, start_runners
 
 ASSET, STREAM, EPOCH = "e/s/a/l/fan", "vibration", 7
 T0_NS = time.time_ns() // 10**9 * 10**9 - 7200 * 10**9  # what a store with a retention of a day still takes
@@ -640,6 +642,35 @@ def test_a_sink_holds_the_journal_from_when_its_runner_is_made(journal, tmp_path
     runner.reader.close()
 
 
+def test_a_runner_waits_for_the_write_that_another_one_has_under_way_and_goes_on_behind_it(journal, tmp_path):
+    fill(journal, [row(s) for s in range(3)])
+    writing, answer = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def write(self, rows):
+            writing.set()
+            answer.wait(10)
+            super().write(rows)
+
+    def runner(sink):
+        return Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/memory"), DeadLetters(tmp_path / "refused.db"), stop=threading.Event())
+
+    old, new = runner(Slow()).start(), runner(Memory())
+    assert writing.wait(10)
+    old.stop(0)
+    new.start()
+    end = time.monotonic() + 10
+    while new.failing is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "another predmaint sinks runs on this state_dir" in (new.failing or "") and new.sink.seqs == []
+    answer.set()
+    fill(journal, [row(3)])
+    while (new.cursor.done < 4 or new.failing) and time.monotonic() < end:
+        time.sleep(0.01)
+    new.stop()
+    assert old.sink.seqs + new.sink.seqs == [0, 1, 2, 3] and new.sink.seqs == [3]
+
+
 @pytest.mark.parametrize("text", ["x", "", "-1", "5 6", "5 4 9", "5 9 9", "5 7 9 8 12", "5 of", "5 of x"])
 def test_a_cursor_that_is_none_says_what_to_do(tmp_path, text):
     (tmp_path / "cursors").mkdir()
@@ -982,6 +1013,24 @@ def test_the_service_waits_for_the_journal_and_stops_when_told(tmp_path):
     assert not service.is_alive()
 
 
+@pytest.mark.parametrize("driver,changes", [("psycopg", {"warehouse_url": "postgresql://host/db"}), ("influxdb_client", {"tsdb_url": "influxdb://host/o/b"}),
+                                            ("google.cloud.bigquery", {"warehouse_url": "bigquery://project/dataset"}), ("pyarrow", {"archive_url": "file:archive"})])
+def test_a_driver_that_is_missing_is_said_at_the_start_and_not_when_a_journal_appears(tmp_path, driver, changes):
+    program = ("import sys; from pdm.errors import PdmError; from pdm.config import Settings; from pdm.stream.sinks import main\n"
+               f"sys.modules[{driver!r}] = None\n"
+               f"try: main(Settings(state_dir='none', sinks_metrics_port=0, **{changes!r}))\n"
+               "except PdmError as e: print(e); sys.exit(e.exit_code)")
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=15, check=False)
+    assert ended.returncode == 2 and "pip install 'predmaint[" in ended.stdout, ended.stderr
+
+
+def test_lines_of_ever_new_shapes_fill_no_memory():
+    lines = Lines()
+    for n in range(25_000):
+        lines.of(row(0)._replace(conditions={f"c{n}": 1.0}))
+    assert len(lines._forms) <= 10_000 and "condition_c24999=1.0" in lines.of(row(0)._replace(conditions={"c24999": 1.0}))
+
+
 def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(journal, tmp_path):
     fill(journal, [row(s) for s in range(6000)])  # more than one request, so that one is sent while the next is made
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -998,6 +1047,21 @@ def test_the_service_ends_although_a_store_takes_a_connection_and_never_answers(
                 connection.close()
             finally:
                 service.kill()
+
+
+def test_the_status_of_the_sinks_is_told_to_people_and_to_programs(journal, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREDMAINT_STATE_DIR", str(tmp_path / "data"))
+    fill(journal, [row(s) for s in range(7)])
+    settings = Settings(state_dir=tmp_path / "data")
+    cursor = Cursor(tmp_path / "data/cursors/sqlite")
+    cursor.belong(journal.ident, 7)
+    cursor.add(0, 5)
+    dead_letters(settings).add([Refused("sqlite", "verdict", ASSET, STREAM, EPOCH, seq, "", 0, "unstorable", "", seq) for seq in range(2)])
+    told = CliRunner().invoke(app, ["sinks", "status", "--json"])
+    assert json.loads(told.stdout) == [{"name": "sqlite", "done": 5, "behind": 2, "dead_letters": {"unstorable": 2}}]
+    assert "2 unstorable" in CliRunner().invoke(app, ["sinks", "status"]).stdout
+    cursor.belong(journal.ident + 1, 7)  # of a journal that is gone
+    assert json.loads(CliRunner().invoke(app, ["sinks", "status", "--json"]).stdout)[0]["behind"] == 7
 
 
 def test_the_names_of_the_sinks_are_those_of_their_classes(tmp_path):

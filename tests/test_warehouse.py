@@ -156,6 +156,9 @@ def test_a_user_without_the_right_to_create_tables_is_told_who_must(server, url)
     owner = PostgresSink(url)
     owner.init()
     owner.close()
+    with pytest.raises(PartMissing, match="GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA pdm TO writer") as e:
+        writer.write([row(1)])
+    assert "permission denied" in str(e.value) and ":w" not in str(e.value)
     with psycopg.connect(url) as db:
         db.execute("GRANT USAGE ON SCHEMA pdm TO writer; GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA pdm TO writer")
     writer.write([row(1), event(1)])  # the rights that the chapter names

@@ -52,6 +52,9 @@ _LEVELS = ("enterprise", "site", "area", "line", "asset")
 _NUMBERS = ("score", "p_value", "p_unadapted", "offset_db", "threshold", "alarm", "severity", "asset_severity", "running", "supported", "extrapolating")
 
 
+_FORMS = 10_000  # kept at most; a site has as many as streams
+
+
 def _series(measurement: str, tags: Iterable[tuple[str, str]]) -> str:
     "The beginning of a line; tags in the order of their names, those without a value left out."
     parts = [measurement]
@@ -83,6 +86,8 @@ class Lines:
         shape = (r.asset, r.stream, *r.indicators, None, *r.channel_scores, None, *r.conditions)
         form = self._forms.get(shape)
         if form is None:
+            if len(self._forms) >= _FORMS:
+                self._forms.clear()  # somebody's conditions have other names every time
             names = [*_NUMBERS, *map(_escape, (*r.indicators, *(f"channel_{c}" for c in r.channel_scores), *(f"condition_{c}" for c in r.conditions)))]
             series = _series("health", _tags(r))
             form = self._forms[shape] = f"{series.replace('%', '%%')} {','.join(n.replace('%', '%%') + '=%s' for n in names)},epoch=%di,seq=%di %d", [series, *names]
@@ -144,7 +149,11 @@ class InfluxSink:
         url: str,         # `influxdb://host:8086/org/bucket`, `influxdbs:` with TLS
         token: str = "",  # of one who may write to the bucket and read from it; for version 1 `user:password`
     ):
-        "Raises `InvalidConfig` for a URL that makes no sense."
+        "Raises `InvalidConfig` for a URL that makes no sense, and `PartMissing` without the driver."
+        try:
+            import influxdb_client as _  # noqa: F401
+        except ImportError as e:
+            raise PartMissing(f"tsdb_url influxdb: needs influxdb-client ({e}): pip install 'predmaint[influx]'") from e
         self.bucket, self._token = parse_url(url), token
         self._lines = Lines()
         self._open: Any = None
@@ -180,10 +189,8 @@ class InfluxSink:
 
     def _client(self) -> Any:
         if self._open is None:
-            try:
-                from influxdb_client import InfluxDBClient
-            except ImportError as e:
-                raise PartMissing(f"tsdb_url influxdb: needs influxdb-client ({e}): pip install 'predmaint[influx]'") from e
+            from influxdb_client import InfluxDBClient
+
             self._open = InfluxDBClient(self.bucket.server, self._token, timeout=_TIMEOUT_MS, org=self.bucket.org)
         return self._open
 

@@ -37,6 +37,12 @@ class ArchiveSink:
     takes: tuple[type, ...] = (Raw,)
 
     def __init__(self, settings: Settings):
+        "Raises `PartMissing` without the packages that the archive needs."
+        try:
+            import fsspec  # noqa: F401
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as e:
+            raise PartMissing(f"archive_url: needs more packages ({e}): pip install 'predmaint[archive]'") from e
         self._settings = settings
         self._open: Any = None
         self._refused, self._tidy_s = 0, quiet_after(time.time())
@@ -66,10 +72,8 @@ class ArchiveSink:
 
     def _archive(self) -> Any:
         if self._open is None:
-            try:
-                from pdm.data.archive import open_archive
-            except ImportError as e:
-                raise PartMissing(f"archive_url: needs more packages ({e}): pip install 'predmaint[archive]'") from e
+            from pdm.data.archive import open_archive
+
             self._open = open_archive(self._settings)
         return self._open
 

@@ -99,6 +99,7 @@ class PostgresSink:
         self._options: dict[str, Any] = {"application_name": "predmaint", "connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10,
                                          "keepalives_count": 3, "tcp_user_timeout": 60_000} | given
         self.where = f"PostgreSQL at {given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
+        self._user = given.get("user") or "this user"
         self._db: Any = None
         self._staged = False  # whether this connection has its stages
 
@@ -143,6 +144,10 @@ class PostgresSink:
             if self._db is None or self._db.closed:
                 self._db, self._staged = self._connect(), False
             yield self._db
+        except psycopg.errors.InsufficientPrivilege as e:
+            self.close()
+            raise PartMissing(f"{self.where}: {_first_line(e)}: have its owner say GRANT USAGE ON SCHEMA pdm TO {self._user}; "
+                              f"GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA pdm TO {self._user}; GRANT TEMPORARY ON DATABASE ... TO {self._user}") from e
         except psycopg.Error as e:
             self.close()
             raise PartMissing(f"{self.where}: {_first_line(e)}") from e

@@ -6,6 +6,7 @@
 __all__ = ['log', 'Sink', 'Cursor', 'cursor_names', 'slowest', 'Refused', 'DeadLetters', 'Runner']
 
 # %% ../../nbs/stream/runner.ipynb #runn228842
+import fcntl
 import logging
 import os
 import sqlite3
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol
 
 from ..errors import InvalidConfig, InvalidInput, PartMissing
 from .bus import backoff_s
@@ -47,8 +48,23 @@ class Cursor:
     def __init__(self, path: str | Path):
         "Raises `InvalidConfig` for a file that is not a cursor."
         self.path = Path(path)
-        self.done, self.ahead, self.ident = _read(self.path)
+        self.load()
         self._saved_s = -_LAZY_S
+
+    def load(self) -> None:
+        "As it stands in the file. Raises `InvalidConfig`."
+        self.done, self.ahead, self.ident = _read(self.path)
+
+    def lock(self) -> IO[str]:
+        "Be the only one who moves it, until that file is closed. Raises `InvalidConfig` where somebody else does."
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self.path.with_name(f".{self.path.name}.lock"), "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InvalidConfig("another predmaint sinks runs on this state_dir, or its last write is still under way") from None
+        return file
 
     @property
     def newest(self) -> int:
@@ -222,9 +238,12 @@ class Runner:
         self._backlog = False                 # whether the last turn was spent on it
         self._stop = stop or threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"sink-{sink.name}", daemon=True)
-        came = cursor.newest
-        if not cursor.belong(reader.ident, reader.last_id()):
-            log.warning("%s was at %d of another journal: everything in %s is written anew", sink.name, came, reader.path)
+        self._begin()
+
+    def _begin(self) -> None:
+        came = self.cursor.newest
+        if not self.cursor.belong(self.reader.ident, self.reader.last_id()):
+            log.warning("%s was at %d of another journal: everything in %s is written anew", self.sink.name, came, self.reader.path)
 
     def turn(self) -> int:  # ids dealt with; 0: nothing to do
         "Write the next records and move the cursor. Raises `PartMissing` when the sink does not take them now."
@@ -302,6 +321,31 @@ class Runner:
 
     def _run(self) -> None:
         "Turn after turn until told to stop; then close sink and reader."
+        lock = self._locked()
+        if lock is not None:
+            with lock:
+                self._turns()
+                self.cursor.save()
+        self.sink.close()
+        self.reader.close()
+
+    def _locked(self) -> IO[str] | None:  # None: told to stop meanwhile
+        "Wait until nobody else moves the cursor, and take it from where it is then."
+        while not self._stop.is_set():
+            try:
+                lock = self.cursor.lock()
+                self.cursor.load()
+                self._begin()
+                self.failing = None
+                return lock
+            except (InvalidConfig, sqlite3.Error, OSError) as e:
+                if self.failing is None:
+                    log.warning("%s: %s; waiting", self.sink.name, e)
+                self.failing = str(e)
+                self._stop.wait(0.2)
+        return None
+
+    def _turns(self) -> None:
         attempt = 0
         while not self._stop.is_set():
             try:
@@ -320,6 +364,3 @@ class Runner:
                 attempt += 1
             elif self.lag == 0:
                 self._stop.wait(self.sink.pause_s)
-        self.cursor.save()
-        self.sink.close()
-        self.reader.close()

@@ -207,15 +207,16 @@ def dead_letters(settings: Settings) -> DeadLetters:
 
 
 def standings(settings: Settings) -> list[Standing]:
-    "How far each sink came. Raises `InvalidConfig` where there is no journal yet."
+    "How far each sink came in the journal that is there. Raises `InvalidConfig` where there is none yet."
     found = []
     with JournalReader(settings.state_dir / "journal.db") as reader:
-        last = reader.last_id()
+        ident, last = reader.ident, reader.last_id()
     letters = dead_letters(settings).read()
     for name in sink_names(settings):
         cursor = Cursor(cursors(settings) / name)
+        done, behind = (cursor.done, cursor.behind(last)) if cursor.ident in (None, ident) else (0, last)
         reasons = [r.reason for r in letters if r.sink == name]
-        found.append(Standing(name, cursor.done, cursor.behind(last), {r: reasons.count(r) for r in sorted(set(reasons))}))
+        found.append(Standing(name, done, behind, {r: reasons.count(r) for r in sorted(set(reasons))}))
     return found
 
 # %% ../../nbs/stream/sinks.ipynb #sink96a3e8
@@ -283,7 +284,7 @@ def _there(journal: Path) -> bool:
 
 
 def _check(settings: Settings) -> None:
-    "Raises `PdmError` for settings that name a sink wrongly."
+    "Raises `PdmError` for settings that name a sink wrongly, or one whose driver is not installed."
     for sink in open_sinks(settings):
         sink.close()
 
@@ -292,5 +293,6 @@ def main(
     settings: Settings,
     stop: threading.Event | None = None,  # set by whoever wants it to end; without it signals are heard
 ) -> None:
-    "Run all sinks until told to stop. Waits for the journal where there is none yet."
+    "Run all sinks until told to stop. Waits for the journal where there is none yet. Raises `PdmError` for a sink that can't be."
+    _check(settings)
     serve(settings, running, _check, stop)
