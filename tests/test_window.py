@@ -33,7 +33,7 @@ def windows(draw):
     x = draw(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=finite))
     seq = draw(count)
     names = tuple(draw(st.lists(st.text(max_size=8), min_size=len(x), max_size=len(x))))
-    return Window(draw(level), draw(count), seq, draw(st.integers(0, seq)), draw(st.integers(0, 2**62)), draw(st.floats(1e-3, 1e7)), names, names, x,
+    return Window(draw(level), draw(count), seq, draw(st.integers(0, seq)), draw(st.integers(0, 2**62 - 1)), draw(st.floats(1e-3, 1e7)), names, names, x,
                   draw(st.dictionaries(st.text(max_size=8), st.floats(-1e9, 1e9), max_size=3)))
 
 
