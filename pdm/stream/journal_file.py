@@ -86,7 +86,7 @@ def damage_told(path: Path) -> Iterator[None]:
 
 # %% ../../nbs/stream/journal_file.ipynb #jour5245d4
 _WHOLE = 256 * 2**20
-SMALL = ("stream", "model", "mark", "monitor", "alarm", "counter")
+SMALL = ("stream", "model", "mark", "monitor", "alarm", "counter", "ident")
 NUMBERED = ("verdict", "event", "raw")  # by the counter
 LARGE = (*NUMBERED, "dead_letter")
 PAGE = 4096

@@ -96,7 +96,7 @@ def _copy(source: sqlite3.Connection, to: sqlite3.Connection) -> tuple[dict[str,
         last = source.execute("SELECT value FROM counter").fetchone()[0]
     except (sqlite3.DatabaseError, TypeError):
         last = None
-    for table in (*SMALL[:-1], *LARGE):
+    for table in (*(t for t in SMALL if t not in ("counter", "ident")), *LARGE):  # those two are made anew
         before = to.total_changes
         missing[table] = _copy_table(source, to, table, last if table in NUMBERED else None)
         kept[table] = to.total_changes - before
