@@ -32,7 +32,7 @@ _all_ = ["SPREAD", "DeadLetter", "Event", "Group", "Mark", "Raw", "Record", "Row
 log = logging.getLogger(__name__)
 _KEEP = 4096                   # bytes of a refused payload that are kept
 _BATCH = 256                   # numbers that are removed at a time
-_BATCH_RAW = 64                # raw windows are large
+_BATCH_RAW = 64                # raw windows and refused payloads are large
 _ROUNDS = 4                    # such batches before a commit goes on
 _WAL_MOST = 64 * 2**20         # four times what it has between two checkpoints
 _CLOCK_SET_NS = 1_577_836_800 * 10**9  # 2020: a clock that shows less has not been set yet
@@ -243,7 +243,7 @@ class Journal(JournalReader):
             if self.used_bytes <= self.max_bytes:
                 break
             if self._forget(self._written) or self._db.execute(
-                    "DELETE FROM dead_letter WHERE id IN (SELECT id FROM dead_letter ORDER BY id LIMIT ?)", (_BATCH,)).rowcount:
+                    "DELETE FROM dead_letter WHERE id IN (SELECT id FROM dead_letter ORDER BY id LIMIT ?)", (_BATCH_RAW,)).rowcount:
                 continue
             lost = self._forget(self._next) if self.full == "drop_oldest" else 0
             if not lost:

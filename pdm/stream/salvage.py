@@ -11,6 +11,7 @@ import os
 import sqlite3
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,10 @@ def _copy(source: sqlite3.Connection, to: sqlite3.Connection) -> tuple[dict[str,
         missing[table] = [i for i in missing[table] if to.execute(known, (i,)).fetchone() is None]
     most = to.execute(f"SELECT max(id) FROM ({' UNION ALL '.join(ids)})").fetchone()[0]
     to.execute("UPDATE counter SET value = ?", (max(last or 0, most or 0) + _GAP,))
-    try:
+    with suppress(sqlite3.DatabaseError, TypeError):  # where it can't be read this is another journal, and every sink writes what is left of it anew
         (ident,) = source.execute("SELECT value FROM ident").fetchone()
         if isinstance(ident, int) and ident > 0:
-            to.execute("UPDATE ident SET value = ?", (ident,))  # it stays the journal that the sinks' cursors speak of
-    except (sqlite3.DatabaseError, TypeError):
-        pass  # then it is another one, and every sink writes what is left of it anew
+            to.execute("UPDATE ident SET value = ?", (ident,))  # it stays the one that the sinks' cursors speak of
     return kept, {table: len(keys) for table, keys in missing.items()}
 
 
