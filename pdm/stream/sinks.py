@@ -229,10 +229,12 @@ def start_runners(
     metrics: SinkMetrics,
     stop: threading.Event,  # ends them all
 ) -> list[Runner]:
-    "A runner for each sink, started; cursors of sinks that are not asked for any more are removed. Raises `InvalidConfig`."
-    for name in set(cursor_names(cursors(settings))) - set(sink_names(settings)):
-        (cursors(settings) / name).unlink(missing_ok=True)
-        log.info("%s is not asked for any more: its cursor no longer holds the journal back", name)
+    "A runner for each sink, started; a cursor that nobody asks for and that has stood still for `journal_keep_days` is removed. Raises `InvalidConfig`."
+    for name in set(cursor_names(cursors(settings))) - set(sink_names(settings)):  # it may be another service's on the same journal
+        path = cursors(settings) / name
+        if time.time() - path.stat().st_mtime > settings.journal_keep_days * 86_400:
+            path.unlink()
+            log.info("%s is not asked for any more: its cursor no longer holds the journal back", name)
     runners = []
     for sink in open_sinks(settings):
         reader, cursor = JournalReader(journal), Cursor(cursors(settings) / sink.name)
