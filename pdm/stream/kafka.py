@@ -179,6 +179,8 @@ class Kafka:
             with self._wiring:
                 self._begin(reader, [*self._topics, *([self._status] if self._announce else [])])
                 reader.add(self._topics)
+                if self._lost.is_set():
+                    return  # before it was whole: nobody is told of it
                 self._producer, self._reader, self._refusal = producer, reader, ""
             self._since_ns = time.time_ns()
             self._say_online()

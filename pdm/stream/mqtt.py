@@ -434,8 +434,9 @@ class Mqtt:
         if not self._closing.is_set():
             log.warning("%s lost the broker: %s", self.client_id, self.failure or client.error or reason)
         if self._client is None:
-            no_certificate = self.address.tls is not None and "cert" not in self.address.tls
-            closed = "it closes the connection" + (": does it want a certificate of ours (cert, key)?" if no_certificate else "")
+            tls = self.address.tls  # a server's word on our certificate may be lost with the connection that it closes
+            doubt = "" if tls is None else ": does it accept our certificate?" if "cert" in tls else ": does it want a certificate of ours (cert, key)?"
+            closed = f"it closes the connection{doubt}"
             self._refusal = client.error or self._refusal or closed
         self._lost.set()
 
