@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 
 import cbor2
 import numpy as np
@@ -101,12 +102,12 @@ class Window:
     samples: np.ndarray       # float32 [channel, sample]
     conditions: Mapping[str, float] = field(default_factory=dict)  # causes: speed_rpm, load_n, ambient_c, …
 
-    @property
+    @cached_property
     def duration_s(self) -> float:
         "Seconds from the first sample to the end of the last."
         return self.samples.shape[1] / self.rate_hz
 
-    @property
+    @cached_property
     def t_ns(self) -> int:
         "End of the window, ns since 1970: the time stamp that every store uses."
         return self.t0_ns + round(self.duration_s * 1e9)
@@ -254,7 +255,7 @@ def parse_user_properties(
     "The numbers that `user_properties` wrote."
     found = dict(properties or ())
     values = [found.get(name, "") for name in ("epoch", "seq", "oldest")]
-    if not all(re.fullmatch(r"[0-9]{1,19}", v) for v in values):
+    if not all(v.isascii() and v.isdecimal() and len(v) < 20 for v in values):
         return None
     epoch, seq, oldest = map(int, values)
     return (epoch, seq, oldest) if max(epoch, seq) < MAX_EPOCH and oldest <= seq else None
