@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
 
 import cbor2
 import numpy as np
@@ -102,12 +101,12 @@ class Window:
     samples: np.ndarray       # float32 [channel, sample]
     conditions: Mapping[str, float] = field(default_factory=dict)  # causes: speed_rpm, load_n, ambient_c, …
 
-    @cached_property
+    @property
     def duration_s(self) -> float:
         "Seconds from the first sample to the end of the last."
         return self.samples.shape[1] / self.rate_hz
 
-    @cached_property
+    @property
     def t_ns(self) -> int:
         "End of the window, ns since 1970: the time stamp that every store uses."
         return self.t0_ns + round(self.duration_s * 1e9)

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +69,7 @@ class Agent:
         owned: Iterable[Owned],        # the streams that are this agent's
         diagnose: Callable[..., Any],  # as `pdm.diagnose`
         *,
-        batch: int = 32,               # most windows in one inference
+        batch: int = 64,               # most windows in one inference
         diagnosis_s: float = 2.5,      # contiguous signal that a diagnosis waits for, seconds
         metrics: AgentMetrics | None = None,
         keep: Keep | None = None,      # what the archive takes; without it no raw window is kept
@@ -89,11 +89,12 @@ class Agent:
         self._topics: dict[tuple[str, str, str], str] = {}
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
-        self._scored: queue.Queue[tuple[Batch, Scores] | None] = queue.Queue(2)
+        self._scored: queue.Queue[tuple[Batch, Future[Scores]] | None] = queue.Queue(1)
+        self._scorers = ThreadPoolExecutor(2, "score")  # so that the model server has the next batch when it is done with one
         self._stopping, self._tell_all, self._tidy_now, self.failed = (threading.Event() for _ in range(4))
         self._give_up_s, self._trouble, self._subscribed = float("inf"), "", False
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
-                         for work, name in ((self._score_forever, "score"), (self._judge_forever, "judge"), (self._tidy_forever, "tidy"))]
+                         for work, name in ((self._take_forever, "intake"), (self._judge_forever, "judge"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
         m.ready.set_function(lambda: self._subscribed and not self.unready())
         m.connected.set_function(lambda: bus.connected)
@@ -123,6 +124,7 @@ class Agent:
         for t in self._threads:
             if t.is_alive():
                 t.join(max(0.1, self._give_up_s - time.monotonic()))
+        self._scorers.shutdown(wait=False, cancel_futures=True)
         self._judge.close()
         self._bus.close()
 
@@ -161,17 +163,17 @@ class Agent:
             log.exception("the agent failed")
             self.failed.set()
 
-    def _score_forever(self) -> None:
+    def _take_forever(self) -> None:
         while not self._stopping.is_set():
-            self._beats["score"] = time.monotonic()
+            self._beats["intake"] = time.monotonic()
             if messages := self._bus.receive(self._batch, 0.1):
                 batch = self._intake.take(messages)
-                self._hand_on((batch, self._judge.score(batch)))
+                self._hand_on((batch, self._scorers.submit(self._judge.score, batch)))
         self._hand_on(None)
 
-    def _hand_on(self, scored: tuple[Batch, Scores] | None) -> None:
+    def _hand_on(self, scored: "tuple[Batch, Future[Scores]] | None") -> None:
         while not self.failed.is_set() and time.monotonic() < self._give_up_s:
-            self._beats["score"] = time.monotonic()
+            self._beats["intake"] = time.monotonic()
             try:
                 return self._scored.put(scored, timeout=0.5)
             except queue.Full:
@@ -186,10 +188,11 @@ class Agent:
                 while not self._scored.empty():
                     found.append(self._scored.get())
             except queue.Empty:
-                found = [(Batch(), Scores())] if self._judge.news else []
-                going = time.monotonic() < self._give_up_s
+                found, going = [], time.monotonic() < self._give_up_s
             work = [w for _ in range(self._commands.qsize()) if (w := self._obey(*self._commands.get()))]
-            work += [_Work(batch, self._judge.judge(batch, scores)) for batch, scores in filter(None, found)]
+            work += [_Work(batch, self._judge.judge(batch, scores.result())) for batch, scores in filter(None, found)]
+            if not found and self._judge.news:
+                work.append(_Work(Batch(), self._judge.judge(Batch())))
             going = going and None not in found
             if work:
                 going = self._commit(work) and going
