@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     sinks_metrics_port: int = Field(default=9465, ge=0, lt=65536)  # the same of the sinks
     metrics_address: str = "127.0.0.1"
     api_token: SecretStr = SecretStr("")                           # who may change alarms over HTTP; without it only from this machine
-    batch: int = Field(default=32, ge=1, le=64)                    # most windows in one inference
+    batch: int = Field(default=64, ge=1, le=64)                    # most windows in one inference
     window: int = Field(default=64, ge=1)                          # W: most unacknowledged windows a stream
     window_full: Literal["refuse", "drop_oldest"] = "refuse"       # what a sender does with W of them: refuse the next, or forget the oldest
     buffer_dir: Path | None = None                                 # where a sender keeps them over its own death; without it in memory

@@ -254,7 +254,7 @@ def parse_user_properties(
     "The numbers that `user_properties` wrote."
     found = dict(properties or ())
     values = [found.get(name, "") for name in ("epoch", "seq", "oldest")]
-    if not all(re.fullmatch(r"[0-9]{1,19}", v) for v in values):
+    if not all(v.isascii() and v.isdecimal() and len(v) < 20 for v in values):
         return None
     epoch, seq, oldest = map(int, values)
     return (epoch, seq, oldest) if max(epoch, seq) < MAX_EPOCH and oldest <= seq else None

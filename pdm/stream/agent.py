@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from .bus import Bus, backoff_s
 from .claims import Watch, claim
 from .intake import Batch, Intake
 from .journal import Group, Journal, JournalFull, JournalReader, Mark, Row
-from .judge import Judge
+from .judge import Judge, Scores
 from .metrics import AgentMetrics
 from .page import Page
 from .runner import slowest
@@ -69,7 +69,7 @@ class Agent:
         owned: Iterable[Owned],        # the streams that are this agent's
         diagnose: Callable[..., Any],  # as `pdm.diagnose`
         *,
-        batch: int = 32,               # most windows in one inference
+        batch: int = 64,               # most windows in one inference
         diagnosis_s: float = 2.5,      # contiguous signal that a diagnosis waits for, seconds
         metrics: AgentMetrics | None = None,
         keep: Keep | None = None,      # what the archive takes; without it no raw window is kept
@@ -89,18 +89,19 @@ class Agent:
         self._topics: dict[tuple[str, str, str], str] = {}
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
         self._commands: queue.SimpleQueue[tuple[Command, Future[Alarm]]] = queue.SimpleQueue()
-        self._groups: queue.Queue[_Work | None] = queue.Queue(2)
+        self._scored: queue.Queue[tuple[Batch, Future[Scores]] | None] = queue.Queue(1)
+        self._scorers = ThreadPoolExecutor(2, "score")  # so that the model server has the next batch when it is done with one
         self._stopping, self._tell_all, self._tidy_now, self.failed = (threading.Event() for _ in range(4))
         self._give_up_s, self._trouble, self._subscribed = float("inf"), "", False
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
-                         for work, name in ((self._judge_forever, "judge"), (self._commit_forever, "commit"), (self._tidy_forever, "tidy"))]
+                         for work, name in ((self._take_forever, "intake"), (self._judge_forever, "judge"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
         m.ready.set_function(lambda: self._subscribed and not self.unready())
         m.connected.set_function(lambda: bus.connected)
         m.inbox.set_function(lambda: bus.waiting)
         m.command_queue.set_function(self._commands.qsize)
         m.diagnosis_queue.set_function(lambda: self._judge.diagnoses_waiting)
-        m.commit_queue.set_function(self._groups.qsize)
+        m.commit_queue.set_function(self._scored.qsize)
         bus.on_connect(self._tell_all.set)
 
     def start(self) -> None:
@@ -123,6 +124,7 @@ class Agent:
         for t in self._threads:
             if t.is_alive():
                 t.join(max(0.1, self._give_up_s - time.monotonic()))
+        self._scorers.shutdown(wait=False, cancel_futures=True)
         self._judge.close()
         self._bus.close()
 
@@ -161,55 +163,55 @@ class Agent:
             log.exception("the agent failed")
             self.failed.set()
 
-    def _judge_forever(self) -> None:
+    def _take_forever(self) -> None:
         while not self._stopping.is_set():
-            self._beats["judge"] = time.monotonic()
-            messages = self._bus.receive(self._batch, 0.1)
-            while not self._commands.empty():
-                self._obey(*self._commands.get())
-            if messages or self._judge.news:
+            self._beats["intake"] = time.monotonic()
+            if messages := self._bus.receive(self._batch, 0.1):
                 batch = self._intake.take(messages)
-                self._hand_on(_Work(batch, self._judge.judge(batch)))
+                self._hand_on((batch, self._scorers.submit(self._judge.score, batch)))
         self._hand_on(None)
 
-    def _obey(self, command: Command, answer: "Future[Alarm]") -> None:
-        if not answer.set_running_or_notify_cancel():
-            return  # nobody waits for it any more
-        try:
-            group, alarm = self._judge.command(command)
-            self._hand_on(_Work(Batch(), group, answer, alarm))
-        except PdmError as e:
-            answer.set_exception(e)
-
-    def _hand_on(self, work: _Work | None) -> None:
+    def _hand_on(self, scored: "tuple[Batch, Future[Scores]] | None") -> None:
         while not self.failed.is_set() and time.monotonic() < self._give_up_s:
-            self._beats["judge"] = time.monotonic()
+            self._beats["intake"] = time.monotonic()
             try:
-                return self._groups.put(work, timeout=0.5)
+                return self._scored.put(scored, timeout=0.5)
             except queue.Full:
                 continue
 
-    def _commit_forever(self) -> None:
+    def _judge_forever(self) -> None:
         going = True
         while going and not self.failed.is_set():
-            self._beats["commit"] = time.monotonic()
+            self._beats["judge"] = time.monotonic()
             try:
-                work = [self._groups.get(timeout=0.2)]
-                while not self._groups.empty():
-                    work.append(self._groups.get())
+                found = [self._scored.get(timeout=0.1)]
+                while not self._scored.empty():
+                    found.append(self._scored.get())
             except queue.Empty:
-                work = []
-                going = time.monotonic() < self._give_up_s
-            done = [w for w in work if w is not None]
-            going = going and len(done) == len(work)
-            if done:
-                going = self._commit(done) and going
+                found, going = [], time.monotonic() < self._give_up_s
+            work = [w for _ in range(self._commands.qsize()) if (w := self._obey(*self._commands.get()))]
+            work += [_Work(batch, self._judge.judge(batch, scores.result())) for batch, scores in filter(None, found)]
+            if not found and self._judge.news:
+                work.append(_Work(Batch(), self._judge.judge(Batch())))
+            going = going and None not in found
+            if work:
+                going = self._commit(work) and going
             if self._tell_all.is_set():
                 self._tell_all.clear()
                 for key, mark in self._acked.items():
                     self._acknowledge(key, mark)
                 for alarm in self._shown.values():
                     self._show(alarm)
+
+    def _obey(self, command: Command, answer: "Future[Alarm]") -> _Work | None:
+        if not answer.set_running_or_notify_cancel():
+            return None  # nobody waits for it any more
+        try:
+            group, alarm = self._judge.command(command)
+            return _Work(Batch(), group, answer, alarm)
+        except PdmError as e:
+            answer.set_exception(e)
+            return None
 
     def _commit(self, work: Sequence[_Work]) -> bool:  # False: given up, and nothing that comes after may be written
         "One transaction; then, and only then, everybody is told."
@@ -249,7 +251,7 @@ class Agent:
                 self.metrics.commit_failures.inc()
                 if time.monotonic() > self._give_up_s - 1:
                     return False
-                self._beats["commit"] = time.monotonic()
+                self._beats["judge"] = time.monotonic()
                 self._tidy_now.set()
                 time.sleep(backoff_s(attempt, most_s=1.0))
                 attempt += 1

@@ -36,7 +36,7 @@ class AgentMetrics:
         self.switches = Counter("pdm_engine_switches", "Changes between engine and fallback", ["model", "to"], registry=r)
         self.commit_failures = Counter("pdm_commit_failures", "Transactions that failed and were tried again", registry=r)
         self.inbox = Gauge("pdm_inbox_messages", "Messages that have arrived and are not scored yet", registry=r)
-        self.commit_queue = Gauge("pdm_commit_queue_groups", "Scored batches that wait for their commit, two at most", registry=r)
+        self.commit_queue = Gauge("pdm_commit_queue_groups", "Batches that are with the model server, or wait to be judged and committed", registry=r)
         self.command_queue = Gauge("pdm_command_queue", "Commands of people that wait for their turn", registry=r)
         self.diagnosis_queue = Gauge("pdm_diagnosis_queue", "Faults that are being named", registry=r)
         self.journal_bytes = Gauge("pdm_journal_bytes", "The journal's size on disk", registry=r)

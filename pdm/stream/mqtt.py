@@ -110,17 +110,24 @@ class _Buffered:
         for name in ("send", "fileno", "close", "setblocking", "settimeout", "shutdown"):
             setattr(self, name, getattr(sock, name))
 
-    def recv(self, size: int) -> bytes:
+    def fill(self) -> None:
+        "Read what the socket has, where nothing is left."
         if self._at == len(self._data):
-            try:
-                if size > 65536:
-                    return self._sock.recv(size)
-                self._data, self._at = self._sock.recv(262144), 0
-            except (BlockingIOError, ssl.SSLWantReadError):
-                raise
-            except OSError as e:  # paho would keep to itself what a TLS server says of our certificate
-                self._failed(e)
-                raise
+            self._data, self._at = self._read(262144), 0
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._sock.recv(size)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise
+        except OSError as e:  # paho would keep to itself what a TLS server says of our certificate
+            self._failed(e)
+            raise
+
+    def recv(self, size: int) -> bytes:
+        if self._at == len(self._data) and size > 65536:
+            return self._read(size)
+        self.fill()
         found = self._data[self._at:self._at + size]
         self._at += len(found)
         return found
@@ -170,7 +177,15 @@ class _Client(paho.Client):
             sock: Any = self._sock
             if sock is None:
                 return paho.MQTT_ERR_NO_CONN
-            found = sock.packet() if not self._in_packet["command"] else None
+            found = None
+            if not self._in_packet["command"]:
+                try:
+                    sock.fill()
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    break
+                except OSError:
+                    return self._loop_rc_handle(paho.MQTT_ERR_CONN_LOST)
+                found = sock.packet()
             if found is not None and found[0] & 0xF0 in (paho.PUBLISH, paho.PUBACK):  # whole in the buffer: no need for paho to collect it piece by piece
                 self._last_bytes_received = time.monotonic()
                 packet = sock.take(*found[1:])
