@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,15 @@ def site(data, tmp_path):
     assets = _assets("run-0001", data, bundle, read_record(record), tmp_path / "calibrations")
     with Site(tmp_path / "site", Settings(), assets) as site:
         yield site
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    "A demo that is done, with its detector: its folder and its summary."
+    from pdm.demo import run
+
+    folder = tmp_path_factory.mktemp("first")
+    return folder, run(folder, kind="mahalanobis", tenth=True, generated=True, speed=4)
 
 
 def wait_for(true, timeout_s=30):
@@ -78,9 +88,11 @@ def test_kills_of_agent_and_broker_lose_nothing_double_nothing_and_keep_the_alar
 
 
 @pytest.mark.parametrize("how", [None, signal.SIGINT, signal.SIGTERM], ids=["normal end", "ctrl-c", "sigterm"])
-def test_the_demo_leaves_nothing_behind(tmp_path, how):
+def test_the_demo_leaves_nothing_behind(first, tmp_path, how):
     temporary, family = tmp_path / "tmp", {}
     temporary.mkdir()
+    for detector in first[0].glob("detector-*"):
+        shutil.copytree(detector, tmp_path / "out" / detector.name)
     command = [sys.executable, "-m", "pdm.cli", "demo", "--out", str(tmp_path / "out"), "--kind", "mahalanobis", "--tenth", "--generated", "--json"]
     demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)})
     me, sent = psutil.Process(demo.pid), False
@@ -110,15 +122,15 @@ def test_the_demo_leaves_nothing_behind(tmp_path, how):
     assert not [f for f in Path("/dev/shm").glob("pdm*") for pid in (demo.pid, *family) if f"-{pid}-" in f.name]
 
 
-def test_a_second_run_stands_beside_the_first_and_fits_nothing(tmp_path):
+def test_a_second_run_stands_beside_the_first_and_fits_nothing(first):
     from pdm.demo import run
 
-    first = run(tmp_path, kind="mahalanobis", tenth=True, generated=True, speed=4)
-    second = run(tmp_path, kind="mahalanobis", tenth=True, generated=True, speed=4)
+    folder, first = first
+    second = run(folder, kind="mahalanobis", tenth=True, generated=True, speed=4)
     assert first["model"]["fitted_now"] and not second["model"]["fitted_now"]
     assert first["model"]["digest"] == second["model"]["digest"]
     for summary in (first, second):
         w = summary["windows"]
         assert w["sent"] == w["acknowledged"] == w["journaled"] == w["stored"] and w["duplicated"] == w["lost"] == 0
-    with JournalReader(tmp_path / "site/data/journal.db") as reader:
+    with JournalReader(folder / "site/data/journal.db") as reader:
         assert reader.counts()["verdict"] == first["windows"]["sent"] + second["windows"]["sent"]
