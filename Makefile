@@ -48,7 +48,7 @@ demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.htm
 
 test: setup  ## lessons of all notebooks, then pytest
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py

@@ -183,17 +183,17 @@ class Agent:
         going = True
         while going and not self.failed.is_set():
             self._beats["judge"] = time.monotonic()
+            batch, scores = Batch(), None
             try:
-                found = [self._scored.get(timeout=0.1)]
-                while not self._scored.empty():
-                    found.append(self._scored.get())
+                if (scored := self._scored.get(timeout=0.1)) is not None:
+                    batch, scores = scored[0], scored[1].result()
+                else:
+                    going = False
             except queue.Empty:
-                found, going = [], time.monotonic() < self._give_up_s
+                going = time.monotonic() < self._give_up_s
             work = [w for _ in range(self._commands.qsize()) if (w := self._obey(*self._commands.get()))]
-            work += [_Work(batch, self._judge.judge(batch, scores.result())) for batch, scores in filter(None, found)]
-            if not found and self._judge.news:
-                work.append(_Work(Batch(), self._judge.judge(Batch())))
-            going = going and None not in found
+            if scores is not None or self._judge.news:
+                work.append(_Work(batch, self._judge.judge(batch, scores)))
             if work:
                 going = self._commit(work) and going
             if self._tell_all.is_set():
