@@ -291,8 +291,10 @@ def test_the_status_of_a_client_tells_whether_it_lives_and_what_it_is(connect):
     said = json.loads(first.payload)
     assert said["state"] == "online" and said["since_ns"] > 0
     client.set_status({"assets": ["a"]})
-    (second,) = receive(watcher, 1)
-    assert json.loads(second.payload) == {**said, "assets": ["a"]}
+    until = time.monotonic() + 5
+    while (second := json.loads(receive(watcher, 1)[0].payload)) == said and time.monotonic() < until:
+        pass  # iotcore may send what is retained and the message that it comes from
+    assert second == {**said, "assets": ["a"]}
     client.close()
     assert json.loads(receive(watcher, 1)[0].payload)["state"] == "offline"
 
