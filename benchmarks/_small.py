@@ -85,12 +85,12 @@ def on_mfpt(kinds: tuple[str, ...], faults: int | None, epochs: int) -> dict[str
 
 def measure(quick: bool) -> tuple[list[dict], dict]:
     kinds = ("auto", "mahalanobis") if quick else ("auto", *KINDS)
-    machines, severities, epochs = (1, SEVERITIES[::5], 1) if quick else (8, SEVERITIES, 60)
+    machines, noise_db, severities, epochs = (1, (0.0,), SEVERITIES[::5], 1) if quick else (8, NOISE_DB, SEVERITIES, 60)
     sizes = (100, 50, 5) if quick else (300, 400, 45)
     sums: dict[str, list[np.ndarray]] = {}
     chosen: dict[str, int] = {}
     for m in range(machines):
-        found, kind = machine_curves(2000 + m, NOISE_DB[m % len(NOISE_DB)], sizes, kinds, severities, epochs)
+        found, kind = machine_curves(2000 + m, noise_db[m % len(noise_db)], sizes, kinds, severities, epochs)
         chosen[kind] = chosen.get(kind, 0) + 1
         for name, curve in found.items():
             sums.setdefault(name, []).append(curve)
@@ -99,7 +99,7 @@ def measure(quick: bool) -> tuple[list[dict], dict]:
     peer = max((n for n in area if n in PEERS), key=lambda n: area[n])
     apart = curves["pdm auto"].mean((1, 2)) - curves[peer].mean((1, 2))
     table = {name: {"area": round(area[name], 3),
-                    "by noise, dB": {str(n): round(float(c[i::len(NOISE_DB)].mean()), 3) for i, n in enumerate(NOISE_DB) if len(c[i::len(NOISE_DB)])},
+                    "by noise, dB": {str(n): round(float(c[i::len(noise_db)].mean()), 3) for i, n in enumerate(noise_db)},
                     "by fault": {f: round(float(v), 3) for f, v in zip(STRUCK, c.mean((0, 2)), strict=True)},
                     "by severity": {f"{s:.2g}": round(float(v), 3) for s, v in zip(severities, c.mean((0, 1)), strict=True)}}
              for name, c in sorted(curves.items(), key=lambda item: -area[item[0]])}
