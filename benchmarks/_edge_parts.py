@@ -36,9 +36,9 @@ def healthy_windows(n: int) -> np.ndarray:
     return x.reshape(2, n, LENGTH).swapaxes(0, 1).astype(np.float32)
 
 
-def fitted(windows: np.ndarray, folder: Path) -> tuple[Bundle, CalibrationRecord]:
-    "The demo's kind of model. Its weights cost the same whatever they are, so that one epoch will do."
-    detector = Detector.fit(windows, rate_hz=RATE_HZ, channels=list(CHANNELS), units=list(UNITS), hop_s=LENGTH / RATE_HZ, kind="conv_ae", epochs=1, name="edge_bench")
+def fitted(windows: np.ndarray, folder: Path, kind: str) -> tuple[Bundle, CalibrationRecord]:
+    "Weights cost the same whatever they are, so that one epoch will do."
+    detector = Detector.fit(windows, rate_hz=RATE_HZ, channels=list(CHANNELS), units=list(UNITS), hop_s=LENGTH / RATE_HZ, kind=kind, epochs=1, name="edge_bench")
     bundle, record = detector.export(folder)
     return bundle, read_record(record)
 
@@ -59,7 +59,11 @@ class Edge:
         (self.folder / "predmaint.toml").write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in chosen.items()))
         self.child = Child([sys.executable, "-m", "pdm.cli", "agent"], self.folder / "agent.log", name="agent", cwd=self.folder,
                            env={"PREDMAINT_SETTINGS": str(self.folder / "predmaint.toml")})
+
+    def ready(self) -> "Edge":
+        "Itself, once it takes windows."
         self.child.wait_ready(lambda: "pdm_agent_ready 1.0" in self.page(), timeout_s=120)
+        return self
 
     def page(self) -> str:
         try:

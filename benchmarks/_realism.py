@@ -66,7 +66,7 @@ def trained(count: int) -> RandomForestClassifier:
 def accuracy_on_mfpt(count: int) -> dict[str, Any]:
     "What a classifier trained on `count` generated machines gets on generated ones that were held back, and on the twenty real records."
     forest = trained(count)
-    x, y = generated(max(50, count // 4), seed=77)
+    x, y = generated(count // 4, seed=77)
     real = [(r, r.samples[0, :int(3 * RATE_HZ)].astype(float)) for r in mfpt.load(rate_hz=RATE_HZ)]
     said = forest.predict(np.array([features(s, RATE_HZ, r.bearing, r.rpm) for r, s in real]))
     pairs = Counter((r.fault, str(s)) for (r, _), s in zip(real, said, strict=True))

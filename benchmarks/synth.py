@@ -72,11 +72,11 @@ class Listener:
 def speed(quick: bool) -> tuple[list[dict], dict]:
     ours, loop, naive = Listener()(), Listener(plain_ring_down)(), Listener(to_the_end)()
     assert np.abs(ours - loop).max() < 0.005 and np.abs(ours - naive).max() < 0.005, "the loop does not make the same signal"
-    rounds, seconds = (2, 0.2) if quick else (9, 2.0)
+    rounds, seconds = (1, 0.05) if quick else (9, 2.0)
     taken = in_turn(rounds, seconds, ours=Listener(), loop=Listener(plain_ring_down), short=Listener(samples=2560))
-    slow = in_turn(1 if quick else 3, 0.5, naive=Listener(to_the_end), ours=Listener())
+    slow = in_turn(*(1, 0.05) if quick else (3, 0.5), naive=Listener(to_the_end), ours=Listener())
     factor = {name: statistics.median(1 / s for s in times) for name, times in taken.items()}
-    windows = load("contiguous").model_copy(update={"duration": 20.0 if quick else 60.0, "process": None})
+    windows = load("contiguous").model_copy(update={"duration": 2.0 if quick else 60.0, "process": None})
     start = time.perf_counter()
     n = sum(1 for _ in windows.stream())
     whole = n * 0.1 / (time.perf_counter() - start)
@@ -94,7 +94,7 @@ def speed(quick: bool) -> tuple[list[dict], dict]:
 def memory(quick: bool) -> tuple[list[dict], dict]:
     "Peak of what Python allocates while a scenario is streamed, over its tenth and its whole length."
     plant = load("healthy")
-    plant = plant.model_copy(update={"duration": 86_400.0 * (2 if quick else 14), "vibration": plant.vibration.model_copy(update={"samples": 25_600})})
+    plant = plant.model_copy(update={"duration": 86_400.0 * (0.5 if quick else 14), "vibration": plant.vibration.model_copy(update={"samples": 25_600})})
     peaks = {}
     for name, share in (("warm-up", 0.02), ("a tenth", 0.1), ("all", 1.0)):
         tracemalloc.start()
@@ -125,7 +125,7 @@ def peak_error_pct(seed: int, fault: str, cage_turns: float) -> float:
 
 
 def kinematics(quick: bool) -> tuple[list[dict], dict]:
-    machines = 3 if quick else 30
+    machines = 1 if quick else 30
     turns = {"outer_race": 20, "inner_race": 20, "ball": 20, "cage": 200}
     errors = {fault: [peak_error_pct(s, fault, turns[fault]) for s in range(machines)] for fault in STRUCK}
     table = {fault: {"cage turns": turns[fault], "median": round(statistics.median(e), 3), "worst": round(max(e), 3)} for fault, e in errors.items()}
@@ -136,7 +136,7 @@ def kinematics(quick: bool) -> tuple[list[dict], dict]:
 
 def realism(quick: bool) -> tuple[list[dict], dict]:
     try:
-        found = accuracy_on_mfpt(60 if quick else 600)
+        found = accuracy_on_mfpt(20 if quick else 600)
     except PartMissing as e:
         return [check("synth_to_mfpt_accuracy", None, ">= 0.8", f"not measured: {e}")], {}
     return [check("synth_to_mfpt_accuracy", found["accuracy"], ">= 0.8",
