@@ -14,7 +14,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pdm.config import load_assets
@@ -77,6 +77,7 @@ ACTIONS = st.lists(st.one_of(
 
 
 @given(actions=ACTIONS, full=st.sampled_from(["refuse", "drop_oldest"]), window=st.integers(1, 6))
+@example(actions=["add", "kill", "add", "deliver", "tear", "tear", "add"], full="refuse", window=2)  # the same old copy twice
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_happens_no_number_has_two_contents_and_everything_is_delivered_or_counted(actions, full, window, tmp_path_factory, monkeypatch):
     folder, boot = tmp_path_factory.mktemp("buffer"), [0]

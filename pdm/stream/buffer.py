@@ -156,7 +156,9 @@ class Buffer:
         if why:
             if not fresh or said:
                 log.warning("buffer %s: %s; each stream begins a new epoch, %d windows of earlier ones are kept", self.path, why, sum(map(len, self._left.values())))
-            self._db.execute("DELETE FROM epoch")  # also for streams that are opened only in a later life
+            self._last = max(self._last, last) + 1  # more than any copy of the file has, so that none of them is ever taken for this one
+            self._db.executescript(f"""BEGIN; DELETE FROM epoch;  -- also for streams that are opened only in a later life
+                DELETE FROM sqlite_sequence WHERE name = 'pending'; INSERT INTO sqlite_sequence VALUES ('pending', {self._last}); COMMIT;""")
             self._epochs.clear()
         os.pwrite(self._proof, _PROOF.pack(self._last, boot), 0)
 
