@@ -115,6 +115,8 @@ def _pending(epoch: int, seq: int, created_ns: int, payload: bytes) -> Pending |
 # %% ../../nbs/stream/buffer.ipynb #buff10aa16
 class Buffer:
     "The outboxes of one sender, on disk. Its methods may be called from any thread, but from one at a time."
+    _last: int  # number of the newest window that the file has ever held
+
     def __init__(self,
         folder: str | Path,  # of this sender alone; made where there is none
     ):
