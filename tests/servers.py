@@ -7,7 +7,10 @@ import json
 import os
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -22,6 +25,15 @@ def need(package: str, *programs: str) -> list[Path]:
     found = [find_program(p) for p in programs]
     if None in found:
         pytest.skip(f"apt-get install {package}")
+    return found
+
+
+def wait_for(true: Callable[[], Any], timeout_s: float = 30) -> Any:
+    "What `true` says, as soon as it says something."
+    end = time.monotonic() + timeout_s
+    while not (found := true()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
     return found
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from edge_site import RATE_HZ, SAMPLES, Site, key_of, message, path_of, window
+from servers import wait_for
 
 from pdm.config import load_assets
 from pdm.data.window import decode_ack
@@ -81,14 +82,6 @@ def at_work(site):
     for agent, journal in agents:
         agent.stop(1.0)
         journal.close()
-
-
-def wait_for(true, timeout_s=10):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-    return found
 
 
 def test_what_can_not_be_written_at_the_end_keeps_what_follows_from_being_acknowledged(at_work, site):

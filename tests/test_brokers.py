@@ -13,6 +13,7 @@ from contextlib import closing
 
 import pytest
 import trustme
+from servers import wait_for
 
 from pdm.errors import InvalidConfig, PartMissing
 from pdm.process import Child, find_program, free_port
@@ -77,14 +78,6 @@ def receive(client, n, seconds=5.0):
     found, until = [], time.monotonic() + seconds
     while len(found) < n and time.monotonic() < until:
         found += client.receive(n - len(found), 0.1)
-    return found
-
-
-def wait_for(true, timeout_s=10):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
     return found
 
 

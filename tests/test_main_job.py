@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from servers import wait_for
 
 from pdm.config import Settings
 from pdm.demo import STREAM, Sent, _assets, _detector, _path, count, gather, replay
@@ -46,14 +47,6 @@ def first(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("first")
     return folder, run(folder, kind="mahalanobis", tenth=True, generated=True, speed=4)
-
-
-def wait_for(true, timeout_s=30):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def test_kills_of_agent_and_broker_lose_nothing_double_nothing_and_keep_the_alarm(site, data):

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from contextlib import ExitStack
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -10,19 +9,12 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of, window
+from servers import wait_for
 
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.sensor_client import SensorClient
 
 pytestmark = pytest.mark.timeout(90)
-
-
-def wait_for(true, timeout_s=20):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def look(port, path):

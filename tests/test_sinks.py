@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import settings as effort
 from hypothesis import strategies as st
 from influxdb_client import Point
+from servers import wait_for
 from typer.testing import CliRunner
 from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
 
@@ -981,13 +982,6 @@ def test_the_archive_is_tidied_up_once_a_day(tmp_path):
 
 
 # The service
-
-
-def wait_for(true, timeout_s=10):
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def unready(settings):

@@ -13,6 +13,7 @@ import pytest
 from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import wait_for
 
 from pdm.config import load_assets
 from pdm.data.window import AssetPath, decode_ack, encode, topic, user_properties
@@ -233,14 +234,6 @@ def test_an_acknowledgement_of_an_earlier_life_is_ignored(edge):
     edge.start()
     new.flush(20)
     assert seqs(edge.journal, epoch=s.epoch) == list(range(5))
-
-
-def wait_for(true, timeout_s=10):
-    end = time.monotonic() + timeout_s
-    while not (found := true()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def test_what_is_refused_is_a_dead_letter_with_its_reason_and_the_stream_goes_on(edge):

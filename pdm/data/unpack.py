@@ -23,7 +23,7 @@ def stays_inside(path: str) -> bool:
     return not (path.startswith("/") or "\\" in path or "\x00" in path or ":" in path.split("/")[0] or ".." in path.split("/"))
 
 # %% ../../nbs/data/unpack.ipynb #unpae5703f
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, RuntimeError, NotImplementedError, ValueError)  # what a damaged zip (npz too) or tar raises
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError, RuntimeError, ValueError)  # what a damaged zip (npz too) or tar raises
 _DEEPEST = 4  # zips in zips
 
 
