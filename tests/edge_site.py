@@ -2,7 +2,9 @@
 
 import json
 import os
+import secrets
 import sys
+from contextlib import closing
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -15,6 +17,7 @@ from pdm.config import Settings, load_settings
 from pdm.data.window import AssetPath, Window, encode, topic, user_properties
 from pdm.model.bundle import Bundle, CalibrationRecord
 from pdm.process import Child, free_port
+from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.bus import Message
 from pdm.stream.journal import Journal, JournalReader
 
@@ -49,11 +52,23 @@ def as_text(value: object) -> str:
     return json.dumps(value) if isinstance(value, list | tuple) else str(value)
 
 
+def forget_acks(broker: EmbeddedBroker) -> None:
+    "Take away the acknowledgements that the test before has left on the same broker; when this returns they are gone."
+    if broker.kind == "tansu":
+        return  # one for each test
+    with closing(broker.client(f"clean-{secrets.token_hex(6)}", session_s=0)) as bus:
+        bus.connect()
+        for i in range(2):
+            bus.publish(topic(AssetPath.parse(path_of(i)), STREAM, "ack"), b"", retain=True)
+        assert bus.publish_wait("clean", b"")  # the broker takes what one client sends in its order
+
+
 class Site:
     "Asset records and bundle in a folder, and what an agent leaves there."
 
     def __init__(self, folder: Path, bundle: Bundle, assets: int = 2):
         self.folder, self.bundle, self.metrics_port = folder, bundle, free_port()
+        self.agent_id = f"agent-{secrets.token_hex(6)}"  # of an agent in this process: never one whose session a broker still keeps
         folder.mkdir(parents=True, exist_ok=True)
         hop_s = bundle.contract.samples / bundle.contract.rate_hz
         self.record = CalibrationRecord(model=bundle.digest, hop_s=hop_s, scores_db=tuple(np.linspace(-2, 2, 99).tolist()), centre_db=0.0,

@@ -133,6 +133,20 @@ def test_a_commit_that_fails_leaves_nothing_and_the_next_one_works(journal):
     assert [(r.id, r.seq, r.model) for r in journal.read(1)] == [(2, 2, "cd" * 32)]
 
 
+def test_what_is_under_way_is_not_seen_even_by_who_reads_over_the_same_connection(journal):
+    def commit():
+        for n in range(200):
+            journal.commit([Group([row(10 * n + i) for i in range(10)], states={KEY: ("d", {"n": 10 * n + 10})})])
+
+    with ThreadPoolExecutor(1) as pool:
+        committed = pool.submit(commit)
+        while not committed.done():
+            seen = journal.counts()["verdict"]
+            state = journal.states().get(KEY, ("d", {"n": 0}))[1]["n"]
+            assert seen % 10 == 0 and state >= seen
+        committed.result()
+
+
 def test_one_agent_writes_and_anyone_reads(journal):
     with pytest.raises(InvalidConfig, match="another agent"):
         Journal(journal.path)

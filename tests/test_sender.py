@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of
+from edge_site import RATE_HZ, SAMPLES, STREAM, Site, forget_acks, key_of, path_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -310,15 +310,11 @@ def site(make_bundle, tmp_path):
 def edge(plant, site):
     "A function that starts an agent in this process; what was acknowledged before is cleared."
     with ExitStack() as stack:
-        clean = plant.client(f"clean-{time.monotonic_ns()}", session_s=0)
-        clean.connect()
-        for i in range(2):
-            clean.publish(topic(AssetPath.parse(path_of(i)), STREAM, "ack"), b"", retain=True)
-        clean.close()
+        forget_acks(plant)
 
         def start():
             journal = stack.enter_context(site.journal())
-            agent = Agent(plant.client(f"agent-{id(site)}"), journal, own(load_assets(site.folder / "assets.yaml"), InProcess().load, journal), diagnose)
+            agent = Agent(plant.client(site.agent_id), journal, own(load_assets(site.folder / "assets.yaml"), InProcess().load, journal), diagnose)
             stack.callback(agent.stop)
             agent.start()
             return agent
@@ -332,18 +328,19 @@ def rows(site, i=0):
 
 
 SENDER = """
-import sys, numpy as np
+import os, sys, numpy as np
 from pdm.stream.sensor_client import SensorClient
+def say(what): os.write(1, f"{what}\\n".encode())  # a line at once: a kill never leaves half of one
 url, folder, path, stream, n = sys.argv[1:]
 client = SensorClient(url, buffer_dir=folder, resend_s=0.5)
 out = client.open(path, stream, 1024.0, ["h", "v"], ["g", "g"])
-print("epoch", out.epoch, out.outbox.next_seq, out.restored, flush=True)
+say(f"epoch {out.epoch} {out.outbox.next_seq} {out.restored}")
 while out.outbox.next_seq < int(n):
     seq = out.outbox.next_seq
     out.send(np.random.default_rng(seq).normal(0, 1, (2, 128)), t0_ns=1767225600000000000 + seq * 125000000)
-    print("sent", seq, flush=True)
+    say(f"sent {seq}")
 client.flush(30)
-print("counts", client.counts, flush=True)
+say(f"counts {client.counts}")
 client.close()
 """
 

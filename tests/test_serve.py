@@ -345,9 +345,10 @@ def test_nothing_is_left_after_close(tiny_bundle, server):
 def test_nothing_is_left_when_the_parent_is_killed(tiny_bundle, server, number):
     before = environments(server)
     code = f"""
-import time, numpy as np
+import signal, time, numpy as np
 from pdm.model.bundle import load_bundle
 from pdm.serve.engine import open_engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 engine = open_engine("embedded:")
 engine.load(load_bundle({str(tiny_bundle.path)!r})).infer(np.ones((1, 2, 64), np.float32))
 print(engine.server.pid, flush=True)

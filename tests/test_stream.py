@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 import psutil
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
+from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, forget_acks, key_of, message, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import wait_for
@@ -80,15 +80,13 @@ class Edge:
 
     def __init__(self, site, broker, stack):
         self.site, self.broker, self._stack, self.agent, self._n = site, broker, stack, None, 0
-        clean = self.raw()
-        for i in range(2):
-            clean.publish(ack_topic(i), b"", retain=True)  # of the test before, on the same broker
+        forget_acks(broker)
 
     def start(self, **options):
         "An agent in this process."
         self.journal = self.site.journal()
         owned = own(load_assets(self.site.folder / "assets.yaml"), InProcess().load, self.journal)
-        agent = Agent(self.broker.client(f"agent-{id(self)}"), self.journal, owned, diagnose, **options)
+        agent = Agent(self.broker.client(self.site.agent_id), self.journal, owned, diagnose, **options)
         self._stack.callback(self.stop)
         agent.start()
         self.agent = agent
@@ -102,7 +100,7 @@ class Edge:
 
     def client(self, **options):
         self._n += 1
-        return self._stack.enter_context(SensorClient(self.broker.client(f"sensor-{id(self)}-{self._n}", session_s=0), **options))
+        return self._stack.enter_context(SensorClient(self.broker.client(f"sensor-{self.site.agent_id}-{self._n}", session_s=0), **options))
 
     def open(self, client, i=0, **options):
         return client.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"], **options)
@@ -110,7 +108,7 @@ class Edge:
     def raw(self, *topics):
         "A bare connection, for messages that no sender of ours would send."
         self._n += 1
-        bus = self.broker.client(f"raw-{id(self)}-{self._n}", session_s=0)
+        bus = self.broker.client(f"raw-{self.site.agent_id}-{self._n}", session_s=0)
         bus.connect()
         self._stack.callback(bus.close)
         bus.subscribe(topics)

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from pydantic_core import to_json
 
 from ..errors import PartMissing
 from .journal_file import PAGE, JournalDamaged, connect, damage_told, lock
-from .journal_reader import JournalReader
+from .journal_reader import JournalReader, T
 from .records import SPREAD, DeadLetter, Event, Group, Mark, Raw, Record, Row
 from .salvage import salvage
 
@@ -47,7 +47,7 @@ class JournalFull(PartMissing):
 
 
 class Journal(JournalReader):
-    "The journal as its one agent sees it. `commit` and `tidy` may be called from different threads."
+    "The journal as its one agent sees it. Its methods may be called from different threads."
     def __init__(self,
         path: str | Path,
         max_bytes: int | None = None,                    # most that its records may take
@@ -58,7 +58,7 @@ class Journal(JournalReader):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = 0                                 # records that were forgotten before every sink had them
         self._written = 0                                # the id up to which every sink has them
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._wal = f"{self.path}-wal"
         self._lock = lock(self.path)
         try:
@@ -92,6 +92,10 @@ class Journal(JournalReader):
             finally:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+
+    def _all(self, make: Callable[[tuple], T], select: str, *values: Any) -> list[T]:
+        with self._turn:  # on its own connection a transaction's changes are there before it is committed
+            return super()._all(make, select, *values)
 
     def commit(self,
         groups: Iterable[Group],  # in order
