@@ -123,7 +123,7 @@ def replay(
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         with (open_broker(settings.broker_url, settings.state_dir / "broker") as broker,
-              SensorClient(broker.url, buffer_dir=settings.buffer_dir, timeout_s=timeout) as client, bar):
+              SensorClient(broker.url, buffer_dir=settings.buffer_dir) as client, bar):
             out = client.open(asset, stream, r.rate_hz, r.channels, r.units, window=settings.window, full=settings.window_full)
             task, why = bar.add_task(r.name, total=len(windows) * repeat), ""
             try:

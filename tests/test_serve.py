@@ -397,6 +397,12 @@ os.kill(os.getpid(), 9)
         assert not regions(engine)
 
 
+def test_a_repository_that_can_not_be_made_is_told_with_its_remedy(tmp_path):
+    (tmp_path / "volume").symlink_to(tmp_path / "away")
+    with pytest.raises(PartMissing, match="is its volume mounted"):
+        TritonEngine("grpc://127.0.0.1:1", repository=tmp_path / "volume")
+
+
 def test_a_missing_or_unfit_environment_is_told_with_its_remedy(tmp_path):
     with pytest.raises(PartMissing, match="make triton-env") as missing:
         open_engine("embedded:", environment=tmp_path)

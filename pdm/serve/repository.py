@@ -86,8 +86,12 @@ class Repository:
         folder: str | Path,      # made if need be; the folder around it must be writable, and on the same file system
         profile: Profile = CPU,  # of the machine that serves it
     ):
+        "Raises `PartMissing` where the folder is not there and can't be made."
         self.folder, self.profile = Path(folder), profile
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise PartMissing(f"Triton's repository {folder} is not there and can't be made ({e}): is its volume mounted, and may we write to it?") from e
 
     def path(self, bundle: Bundle) -> Path:
         "The bundle's version folder, there or not."
