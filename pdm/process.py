@@ -34,10 +34,10 @@ def find_program(
 
 
 def free_port() -> int:
-    "A TCP port on 127.0.0.1 that nobody listens on now."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A TCP port on 127.0.0.1 that nobody listens on now; for a minute the system gives it to nobody else who asks for any port."
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        server.accept()[0].close()  # who hangs up first leaves the port in TIME_WAIT: only a server that asks for this one gets it (SO_REUSEADDR)
+        return server.getsockname()[1]
 
 # %% ../nbs/process.ipynb #proc395664
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None

@@ -1,7 +1,12 @@
 """Fixtures that several tests share, by room."""
 
+import hypothesis
 import numpy as np
 import pytest
+
+# how long an example takes says nothing here: a busy machine stalls for seconds
+hypothesis.settings.register_profile("pdm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("pdm")
 
 # pdm.serve: a bundle whose scores can be checked by hand, and that needs no training
 

@@ -227,6 +227,23 @@ def test_reading_goes_on_while_others_write_compact_and_sweep(tmp_path):
     assert not errors
 
 
+def test_a_file_that_is_merged_between_a_look_at_its_folder_and_a_look_at_itself_is_not_missed(tmp_path, monkeypatch):
+    archive, walk = Archive(f"file:{tmp_path}/raw"), os.walk
+    for seq in range(5):
+        archive.add(PUMP, window(seq))
+        archive.flush()
+
+    def slowly(folder):
+        for at, folders, names in walk(folder):
+            if names:
+                monkeypatch.setattr(os, "walk", walk)
+                assert Archive(archive.store.url).compact(START_NS + 9 * DAY_NS) == 4
+            yield at, folders, names
+
+    monkeypatch.setattr(os, "walk", slowly)
+    assert seqs(archive) == list(range(5))
+
+
 # --- damage and stores that are away ---
 
 def test_no_turned_bit_is_read_as_a_sample():

@@ -74,7 +74,9 @@ class PostgresServer:
         "As a power cut: SIGKILL to the server and all of its backends at once."
         if not self.child.alive:
             return
-        backends = psutil.Process(self.child.pid).children(recursive=True)
+        postmaster = psutil.Process(self.child.pid)
+        postmaster.suspend()  # then it makes no more of them: one that is left would keep the next server from starting
+        backends = postmaster.children(recursive=True)
         self.child.kill()
         for backend in backends:
             with suppress(psutil.NoSuchProcess):

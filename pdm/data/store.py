@@ -163,11 +163,13 @@ class Store:
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, int]]:
-    "Names and sizes; a file that vanishes meanwhile hides no other one (with fsspec's `find` it hides its folder)."
+    "Names and sizes; a file that vanishes meanwhile hides no other one (with fsspec's `find` it hides its folder), nor that it was there."
     for at, _, names in os.walk(folder):
         for name in names:
+            size = 0  # whoever reads it finds it gone, and looks for what took its place: that may be newer than `names`
             with suppress(FileNotFoundError):
-                yield os.path.join(at, name), os.stat(os.path.join(at, name)).st_size
+                size = os.stat(os.path.join(at, name)).st_size
+            yield os.path.join(at, name), size
 
 
 def _move_in(aside: Path, final: Path, data: bytes) -> None:

@@ -53,6 +53,7 @@ def test_a_storm_of_malformed_messages_ends_in_dead_letters_each_with_its_reason
         epoch = storms.malformed(rig, draw, key)
         storms.invented(rig, draw)
         wait_for(lambda: rig.witness.acknowledged.get((*key, epoch), -1) == 199, "the storm to be dealt with")
+        wait_for(lambda: sum(d.epoch is None for d in journal.dead_letters()) >= anonymous + 250, "what has no sender to be dealt with")
         rig.check()
         assert sum(d.epoch is None for d in journal.dead_letters()) == anonymous + 250
 

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from servers import wait_for
 
 from faults.proxy import Proxy
 
@@ -85,6 +86,7 @@ def test_a_hole_answers_nothing_and_what_it_swallowed_is_never_passed_on(echo):
         c.settimeout(0.2)
         with pytest.raises(TimeoutError):
             c.recv(1)
+        wait_for(lambda: any(pair.holed for pair in echo._pairs))
         echo.heal()
         c.settimeout(10)
         with pytest.raises(ConnectionResetError):
