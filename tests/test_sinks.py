@@ -37,6 +37,7 @@ from pdm.data.archive import Archive
 from pdm.data.window import Window, decode, encode
 from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.process import Child, free_port
+from pdm.stream import runner as runner_module
 from pdm.stream.alerts import TopicSink, WebhookSink, alerts_of, message_of
 from pdm.stream.bigquery import BigQuerySink
 from pdm.stream.broker import EmbeddedBroker
@@ -568,6 +569,17 @@ def test_a_cursor_passes_over_what_its_sink_does_not_take(journal, tmp_path):
     runner.cursor.save()
     assert sink.seqs == [50] and slowest(tmp_path / "cursors", ["cursor"], journal.ident) == journal.last_id()
     runner.reader.close()
+
+
+@pytest.mark.parametrize("pause_s", [0.01, 3600])
+def test_a_cursor_that_passed_over_the_last_records_says_so_although_nothing_comes_after_them(journal, tmp_path, monkeypatch, pause_s):
+    monkeypatch.setattr(runner_module, "_LAZY_S", 0.5)
+    fill(journal, [row(s) for s in range(5)])
+    sink = Memory()
+    sink.takes, sink.pause_s = (Event,), pause_s
+    runner = Runner(JournalReader(journal.path), sink, Cursor(tmp_path / "cursors/cursor"), DeadLetters(tmp_path / "refused.db")).start()
+    wait_for(lambda: slowest(tmp_path / "cursors", ["cursor"], journal.ident) == 5)
+    runner.stop()
 
 
 def test_what_the_journal_gave_up_is_counted_and_holds_nothing_up(journal, tmp_path):
