@@ -256,7 +256,7 @@ class Runner:
             self._write(records)
         if after < upto:
             self._count_missed(after, upto)
-            cursor.add(after, upto, lazily=not records)
+        cursor.add(after, upto, lazily=not records and self.sink.pause_s < _LAZY_S)  # also when there is nothing to do: it may not be saved yet
         self.lag = cursor.behind(last)
         self.metrics.lag.labels(name).set(self.lag)
         self.metrics.live_lag.labels(name).set(last - cursor.newest)
