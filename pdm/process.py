@@ -33,11 +33,20 @@ def find_program(
     return Path(found) if found else None
 
 
+_held: list[socket.socket] = []  # bound, never listening
+
+
 def free_port() -> int:
-    "A TCP port on 127.0.0.1 that nobody listens on now."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A TCP port on 127.0.0.1 that nobody listens on now; on Linux no other process is given it as long as this one lives."
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+    if sys.platform == "linux":
+        _held.append(s)  # a server that sets SO_REUSEADDR, as servers do, listens there all the same
+    else:
+        s.close()
+    return port
 
 # %% ../nbs/process.ipynb #proc395664
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
