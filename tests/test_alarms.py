@@ -13,6 +13,7 @@ import yaml
 from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from servers import wait_for
 
 from pdm.config import load_assets
 from pdm.errors import InvalidInput
@@ -27,7 +28,7 @@ from pdm.stream.journal import Event, Journal, JournalReader
 from pdm.stream.judge import Judge
 from pdm.stream.sensor_client import SensorClient
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 ASSET = path_of(0)
 SLOW = "temperature"
 ACTIONS = ["acknowledge", "shelve", "unshelve", "clear", "label", "maintenance_begin", "maintenance_end", "maintenance"]
@@ -244,7 +245,7 @@ def test_what_people_say_of_an_alarm_is_journaled_and_outlives_a_kill(pump):
         for n in range(6):
             stream.send(window(n, level=100.0).samples, t0_ns=T0_NS + n * STEP_NS)
         client.flush(20)
-        assert [a["state"] for a in ask(pump)] == ["unacknowledged"]
+        wait_for(lambda: [a["state"] for a in ask(pump)] == ["unacknowledged"])  # the page is told after the sender
         done = predmaint(pump, "ack", "fan-0", "--by", "mia", "--comment", "on my way", "--json")
         assert done.returncode == 0 and json.loads(done.stdout)["state"] == "acknowledged", done.stderr
         agent.kill()

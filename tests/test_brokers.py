@@ -23,7 +23,7 @@ from pdm.stream.bus import status_topic
 from pdm.stream.claims import Watch, claim
 from pdm.stream.mqtt import Mqtt
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 BROKERS = [
     pytest.param("mosquitto", marks=pytest.mark.skipif(not find_program("mosquitto"), reason="mosquitto is not installed")),
@@ -73,12 +73,17 @@ def connect(broker):
         c.close()
 
 
-def receive(client, n, seconds=5.0):
-    "The next `n` messages, or what came of them."
-    found, until = [], time.monotonic() + seconds
+def receive(client, n, more=False):
+    "The next `n` messages, or what came of them; with `more`, also what comes though nothing should."
+    found, until = [], time.monotonic() + 30
     while len(found) < n and time.monotonic() < until:
         found += client.receive(n - len(found), 0.1)
-    return found
+    return found + client.receive(100, 1) if more else found
+
+
+def state(watcher, true):
+    "The next status for which that is true. iotcore may send what is retained, and once more the message that it comes from."
+    return wait_for(lambda: next((said for m in watcher.receive(1, 0.1) if true(said := json.loads(m.payload))), None))
 
 
 def cut(client, comes_back=True):
@@ -89,7 +94,7 @@ def cut(client, comes_back=True):
         client._client.socket().shutdown(socket.SHUT_RDWR)
     else:
         client._lost.set()  # as when librdkafka says that all servers are down
-    assert not comes_back or up.wait(10)
+    assert not comes_back or up.wait(30)
 
 
 # ---- the contract
@@ -101,7 +106,7 @@ def test_messages_arrive_in_order_with_their_properties(connect):
     for i in range(200):
         assert sender.publish(f"order/{i % 3}/x", bytes([i]) * 1000, properties=[("epoch", "7"), ("seq", str(i))])
     got = []
-    while len(got) < 200 and (some := receive(receiver, 40, seconds=3)):
+    while len(got) < 200 and (some := receive(receiver, 40)):
         receiver.ack(some)
         got += some
     if isinstance(receiver, Mqtt):
@@ -164,7 +169,7 @@ def test_what_is_under_way_is_bounded(broker, connect):
     receiver.subscribe(["bounded"])
     for i in range(bound + 20):
         sender.publish("bounded", bytes([i]))
-    first = receive(receiver, bound + 20, seconds=1.5)
+    first = receive(receiver, bound, more=True)
     assert len(first) == bound
     receiver.ack(first)
     rest = receive(receiver, 10)
@@ -196,7 +201,7 @@ def test_an_empty_retained_message_takes_the_last_one_away(connect):
     sender.close()
     late = connect("late", session_s=0)
     late.subscribe(["gone/+/ack"])
-    assert [m.payload for m in receive(late, 2, seconds=1.5)] == [b"b"]
+    assert [m.payload for m in receive(late, 1, more=True)] == [b"b"]
 
 
 def test_a_verdict_is_heard_whether_or_not_the_bus_can_keep_it(connect):
@@ -225,13 +230,14 @@ def test_a_message_that_has_expired_reaches_nobody(connect):
     sender.publish("expiring/1/x", b"for ever")
     sender.publish("expiring/1/ack", b"short", retain=True, message_expiry_s=1)
     sender.publish("expiring/2/ack", b"long", retain=True, message_expiry_s=3600)
+    sender.close()  # sends what is under way: from here on the time counts
     time.sleep(2.1)
     again = connect(name, exact=True)
     again.subscribe(["expiring/1/x"])  # MQTT knows, Kafka does not
-    assert [m.payload for m in receive(again, 3, seconds=2)] == [b"long", b"for ever"]
+    assert [m.payload for m in receive(again, 2, more=True)] == [b"long", b"for ever"]
     late = connect("late", session_s=0)
     late.subscribe(["expiring/+/ack"])
-    assert [m.payload for m in receive(late, 2, seconds=1.5)] == [b"long"]
+    assert [m.payload for m in receive(late, 1, more=True)] == [b"long"]
 
 
 def test_a_session_keeps_what_comes_while_its_client_is_away(connect):
@@ -284,12 +290,10 @@ def test_the_status_of_a_client_tells_whether_it_lives_and_what_it_is(connect):
     said = json.loads(first.payload)
     assert said["state"] == "online" and said["since_ns"] > 0
     client.set_status({"assets": ["a"]})
-    until = time.monotonic() + 5
-    while (second := json.loads(receive(watcher, 1)[0].payload)) == said and time.monotonic() < until:
-        pass  # iotcore may send what is retained and the message that it comes from
+    second = state(watcher, lambda s: s != said)
     assert second == {**said, "assets": ["a"]}
     client.close()
-    assert json.loads(receive(watcher, 1)[0].payload)["state"] == "offline"
+    assert state(watcher, lambda s: s != second)["state"] == "offline"
 
 
 def test_a_client_that_lives_says_so_again_before_it_is_forgotten(broker, monkeypatch):
@@ -314,10 +318,11 @@ def test_the_last_will_of_a_client_that_dies_says_offline(broker, connect):
     watcher, dying = connect("watcher", session_s=0), broker.client("dying", session_s=0)
     dying.connect()
     watcher.subscribe([status_topic("dying")])
-    assert b"online" in receive(watcher, 1)[0].payload
+    first = json.loads(receive(watcher, 1)[0].payload)
+    assert first["state"] == "online"
     dying._closing.set()  # it won't come back
     dying._client.socket().shutdown(socket.SHUT_RDWR)
-    assert json.loads(receive(watcher, 1)[0].payload)["state"] == "offline"
+    assert state(watcher, lambda s: s != first)["state"] == "offline"
     dying.close()
 
 
@@ -331,10 +336,10 @@ def test_of_two_clients_with_one_name_the_earlier_ends_and_says_why(broker, conn
         second.connect()
         wait_for(lambda: first.receive(1, 0.05) or first.failure)
         assert "client id twin is used by another client" in first.failure and "agent_id must be unique" in first.failure
-        wait_for(lambda: not first.connected and second.connected)
-        assert not first.publish("twin/1/x", b"gone")
-        time.sleep(1)
-        assert second.connected and not second.failure and not first.connected  # nobody takes it back
+        wait_for(lambda: not first._thread.is_alive())  # nobody takes it back
+        assert not first.connected and not first.publish("twin/1/x", b"gone")
+        wait_for(lambda: second.connected)
+        assert not second.failure
     finally:
         first.close()
         second.close()
@@ -356,7 +361,7 @@ def test_a_killed_broker_that_comes_back_with_a_status_of_long_ago_makes_nobody_
                 client.on_connect(lambda ups=ups: ups.append(1))
                 broker.kill()
                 broker.restart()
-                wait_for(lambda ups=ups: ups and client.connected or client.failure, 15)
+                wait_for(lambda ups=ups: ups and client.connected or client.failure)
                 client.subscribe([f"twinless/{n}/x"])
                 assert client.publish(f"twinless/{n}/x", b"x") and receive(client, 1)[0].payload == b"x" and not client.failure
         finally:
@@ -381,7 +386,7 @@ def test_what_nobody_has_received_before_a_reconnection_comes_once_after_it(tmp_
         for _ in range(3):
             wait_for(lambda: slow._inbox.qsize() == 20)
             cut(slow)
-        got = receive(slow, 21, seconds=2)
+        got = receive(slow, 20, more=True)
         slow.ack(got)
         assert [m.payload[0] for m in got] == list(range(20))
 
@@ -395,14 +400,11 @@ def test_clients_come_back_by_themselves_when_the_broker_does(kind):
             client.subscribe(["after"])
             ups = []
             client.on_connect(lambda: ups.append(1))
-            for _ in range(2):
+            for mine in (b"1", b"2"):
                 before = len(ups)
                 broker.restart()
-                wait_for(lambda before=before: len(ups) > before and client.connected, 15)
-                assert client.publish("after", b"x")
-                (got,) = receive(client, 1)
-                assert got.payload == b"x"
-                client.ack([got])
+                wait_for(lambda before=before: len(ups) > before and client.connected)
+                wait_for(lambda mine=mine: client.publish("after", mine) and mine in [m.payload for m in client.receive(1, 5)])  # lost, where it is cut once more
         finally:
             client.close()
 
@@ -440,8 +442,7 @@ def test_agents_with_different_assets_do_not_mind_each_other(agent, connect):
     agent("b", "mill")
     watcher = connect("watcher", session_s=0)
     watcher.subscribe([status_topic(f"{agent.mark}-a")])
-    said = json.loads(receive(watcher, 1)[0].payload)
-    assert said["claim"] == "held" and said["assets"] == [f"{agent.mark}/fan", f"{agent.mark}/pump"]
+    assert state(watcher, lambda s: s.get("claim") == "held")["assets"] == [f"{agent.mark}/fan", f"{agent.mark}/pump"]
 
 
 def test_an_agent_that_wants_an_asset_of_another_is_refused_and_told_whose_it_is(agent):
@@ -459,7 +460,9 @@ def test_an_agent_that_starts_again_gets_its_assets_back_and_one_that_has_left_b
 
 def test_a_claim_that_has_expired_blocks_nobody(agent, connect):
     dead = json.dumps({"state": "online", "run": "1", "claim": "held", "assets": [f"{agent.mark}/fan"]}).encode()
-    connect("undertaker", session_s=0).publish(status_topic(f"{agent.mark}-0"), dead, retain=True, message_expiry_s=1)
+    undertaker = connect("undertaker", session_s=0)
+    undertaker.publish(status_topic(f"{agent.mark}-0"), dead, retain=True, message_expiry_s=1)
+    undertaker.close()  # sends what is under way: from here on the time counts
     time.sleep(2.1)
     agent("a", "fan")
 
@@ -477,7 +480,7 @@ def test_of_agents_that_start_at_once_one_gets_the_asset(agent):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(20)
+        t.join()
     assert sorted(isinstance(o, str) for o in outcomes.values()) == [False, True, True]
 
 
@@ -506,7 +509,7 @@ def test_an_agent_whose_later_rival_says_nothing_more_gives_up_in_time(agent, co
     rival.publish(status_topic(f"{agent.mark}-c"), json.dumps(asking).encode(), retain=True, message_expiry_s=60)
     assert receive(rival, 1)
     with pytest.raises(InvalidConfig, match=f"which {agent.mark}-c has"):
-        agent("b", "fan", timeout_s=1.5)
+        agent("b", "fan", timeout_s=4)
 
 
 def test_of_two_agents_that_hold_one_asset_the_one_that_came_back_later_ends(agent, connect, broker):
@@ -574,7 +577,7 @@ def plant(pki, tmp_path_factory):
 def passes(url):
     "Whether a message goes to the broker and back."
     client = client_of(url, f"tls-{time.monotonic_ns()}", session_s=0)
-    client.connect(5)
+    client.connect(30)
     try:
         client.subscribe(["tls/1/x"])
         client.publish("tls/1/x", b"x")
@@ -584,7 +587,10 @@ def passes(url):
 
 
 def knock(url):
-    client_of(url, "stranger", session_s=0).connect(1)
+    "Want in, until something is said against it."
+    client = client_of(url, "stranger", session_s=0)
+    client._up.wait = lambda _seconds: wait_for(lambda: client._refusal or client.connected) is True
+    client.connect()
 
 
 def test_a_client_with_a_certificate_of_the_plant_gets_in(plant, pki):

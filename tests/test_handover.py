@@ -17,7 +17,7 @@ from pdm.stream.journal import Group, Journal
 from pdm.stream.sensor_client import SensorClient
 from pdm.stream.sinks import SqliteStore
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 class Post:

@@ -100,7 +100,7 @@ def test_the_demo_leaves_nothing_behind(first, tmp_path, how):
             sent = True
         time.sleep(0.1)
     out, err = demo.communicate(timeout=60)
-    assert len(family) >= 3  # broker, agent and sinks at least
+    assert len(family) >= (3 if how is None else 2)  # broker, agent and sinks at least; who is told to end while they start has no sinks yet
     if how is None:
         assert demo.returncode == 0, err
         summary = json.loads(out)

@@ -29,7 +29,7 @@ from pdm.stream.intake import Intake
 from pdm.stream.mqtt import status_topic
 from pdm.stream.sensor_client import SensorClient
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 BROKERS = [
     pytest.param("mosquitto", marks=pytest.mark.skipif(not find_program("mosquitto"), reason="mosquitto is not installed")),
@@ -64,7 +64,7 @@ def broker(request):
     return request.getfixturevalue(request.param)
 
 
-def receive(client, n, seconds=5.0):
+def receive(client, n, seconds=30.0):
     "The next `n` messages, or what came of them."
     found, until = [], time.monotonic() + seconds
     while len(found) < n and time.monotonic() < until:
@@ -149,7 +149,7 @@ def publish(bus, m):
     bus.publish(m.topic, m.payload, properties=m.properties)
 
 
-def acks(bus, until, seconds=5.0):
+def acks(bus, until, seconds=30.0):
     "Acknowledgements until one says `until`."
     found, end = [], time.monotonic() + seconds
     while until not in found and time.monotonic() < end:
@@ -199,10 +199,11 @@ def test_a_sender_waits_with_W_windows_for_an_agent_that_comes_later(edge):
         s.send(window(5).samples, timeout_s=0.2)
     with pytest.raises(PartMissing, match="is an agent running"):
         client.flush(0.1)
+    wait_for(lambda: client.counts["resent"])  # Kafka gives a new group the end of what came before, and then nothing need be sent again
     edge.start()
     send(s, range(5, 12))
     client.flush(20)
-    assert sorted(seqs(edge.journal)) == list(range(12)) and client.counts["resent"] >= (1 if edge.broker.kind == "tansu" else 5)  # which gives a new group the end of what came before
+    assert sorted(seqs(edge.journal)) == list(range(12)) and client.counts["resent"] >= (1 if edge.broker.kind == "tansu" else 5)
 
 
 def test_a_duplicate_is_acknowledged_again_and_journaled_once(edge):
@@ -459,7 +460,7 @@ def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(kind, rms_bun
             f.start()
         for who in ("agent", "broker", "both"):
             target = client.counts["acknowledged"] + 300
-            wait_for(lambda target=target: client.counts["acknowledged"] > target, 20)
+            wait_for(lambda target=target: client.counts["acknowledged"] > target)
             if who in ("agent", "both"):
                 agent.kill()
             if who in ("broker", "both"):
@@ -469,7 +470,7 @@ def test_kills_of_agent_and_broker_lose_nothing_and_double_nothing(kind, rms_bun
         done.set()
         for f in feeders:
             f.join(10)
-        client.flush(20)
+        client.flush(30)
         assert client.counts["sent"] == client.counts["acknowledged"] > 900
         assert agent.stop() == 0
         with site.reader() as journal:
@@ -484,13 +485,14 @@ def test_sigterm_ends_an_agent_under_load_within_five_seconds_with_everything_co
         s = plant.open(client, window=64)
         listener = plant.raw(status_topic("predmaint-sigterm"))
         assert b"online" in receive(listener, 1)[0].payload
+        for n in range(500):
+            s.send(window(n % 50).samples)
+        agent.process.send_signal(signal.SIGTERM)
         with pytest.raises(PartMissing):
-            for n in range(10**6):
-                if n == 500:
-                    agent.process.send_signal(signal.SIGTERM)
-                s.send(window(n % 50).samples, timeout_s=2)
+            while True:
+                s.send(window(0).samples, timeout_s=2)
         assert agent.process.wait(5) == 0
-        assert b"offline" in receive(listener, 1)[0].payload
+        wait_for(lambda: any(b"offline" in m.payload for m in listener.receive(10, 0.1)))  # it may have said once more that it lives
     finally:
         agent.stop()
     with plant.site.reader() as journal:
@@ -505,7 +507,7 @@ def test_an_agent_that_is_killed_leaves_nothing_running(plant):
     assert children
     agent.process.kill()
     agent.process.wait()
-    gone, alive = psutil.wait_procs(children, timeout=5)
+    gone, alive = psutil.wait_procs(children, timeout=30)
     agent.stop()
     assert not alive
 
@@ -522,7 +524,7 @@ def test_without_an_engine_the_agent_scores_in_process_and_says_so(plant):
         client = plant.client()
         send(plant.open(client), range(3))
         client.flush(20)
-        assert f'pdm_engine_fallback{{model="{plant.site.bundle.digest[:12]}"}} 1.0' in plant.site.metrics()
+        wait_for(lambda: f'pdm_engine_fallback{{model="{plant.site.bundle.digest[:12]}"}} 1.0' in plant.site.metrics())
     finally:
         agent.stop()
     with plant.site.reader() as journal:

@@ -47,6 +47,13 @@ log = logging.getLogger(__name__)
 Running = Callable[[Settings], AbstractContextManager[Callable[[], None]]]  # at work while it is open; what it gives raises when it has failed
 
 
+class _Told(threading.Event):
+    "An event that a signal's handler may set. The handler may have interrupted a wait for it, which holds the event's lock: of a plain one it would wait for ever."
+    def __init__(self) -> None:
+        super().__init__()
+        self._cond = threading.Condition(threading.RLock())
+
+
 class _Stopped(BaseException):
     "Told to stop before it was at work: whatever it was waiting for, it waits no longer."
 
@@ -59,8 +66,8 @@ def serve(
 ) -> None:
     "Run a service until it is told to stop. Raises what it raises."
     set_up_logging()
-    reload, starting, before = threading.Event(), True, settings
-    told_to_stop = stop or threading.Event()
+    reload, starting, before = _Told(), True, settings
+    told_to_stop = stop or _Told()
 
     def end(*_: object) -> None:
         told_to_stop.set()
