@@ -22,7 +22,7 @@ from rich.table import Table
 from .alarms_cli import alarms
 from .config import load_settings
 from .errors import InvalidInput, PartMissing, PdmError
-from .process import find_program
+from .process import SignalEvent, find_program
 
 # %% ../nbs/cli.ipynb #cli9fc2ea
 app = typer.Typer(name="predmaint", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -105,12 +105,11 @@ def replay(
 ) -> None:
     "Publish a recording as if it were live, until an agent has all of it. Ctrl-C ends it early."
     import signal
-    import threading
 
     from pdm.stream.broker import open_broker
     from pdm.stream.replay import play
     from pdm.stream.sensor_client import SensorClient
-    settings, stop = load_settings(broker_url=broker_url, buffer_dir=buffer), threading.Event()
+    settings, stop = load_settings(broker_url=broker_url, buffer_dir=buffer), SignalEvent()
     r = _recording(recording, rate_hz, channels, units, settings.cache_dir)
     windows, conditions = r.windows(length), {**r.conditions, **dict(_condition(c) for c in condition or [])}
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True),

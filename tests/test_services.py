@@ -13,7 +13,6 @@ from servers import wait_for
 
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.sensor_client import SensorClient
-from pdm.stream.service import _Told
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -102,13 +101,6 @@ def test_logs_are_lines_of_json_where_no_person_watches(site, running):
     wait_for(lambda: "takes 2 streams of 2 assets" in site.log())  # said after it is ready
     lines = [json.loads(line) for line in site.log().splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-
-
-def test_a_signal_is_heard_also_where_it_interrupts_the_wait_for_it():
-    told = _Told()
-    with told._cond:  # as the wait holds it for a moment
-        told.set()
-    assert told.wait(0)
 
 
 def test_a_stranger_on_the_page_is_told_what_there_is(site, running):

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from ..config import Settings, load_settings
 from ..errors import PdmError
+from ..process import SignalEvent
 
 # %% ../../nbs/stream/service.ipynb #serv57f88f
 class JsonFormatter(logging.Formatter):
@@ -47,13 +48,6 @@ log = logging.getLogger(__name__)
 Running = Callable[[Settings], AbstractContextManager[Callable[[], None]]]  # at work while it is open; what it gives raises when it has failed
 
 
-class _Told(threading.Event):
-    "An event that a signal's handler may set. The handler may have interrupted a wait for it, which holds the event's lock: of a plain one it would wait for ever."
-    def __init__(self) -> None:
-        super().__init__()
-        self._cond = threading.Condition(threading.RLock())
-
-
 class _Stopped(BaseException):
     "Told to stop before it was at work: whatever it was waiting for, it waits no longer."
 
@@ -66,8 +60,8 @@ def serve(
 ) -> None:
     "Run a service until it is told to stop. Raises what it raises."
     set_up_logging()
-    reload, starting, before = _Told(), True, settings
-    told_to_stop = stop or _Told()
+    reload, starting, before = SignalEvent(), True, settings
+    told_to_stop = stop or SignalEvent()
 
     def end(*_: object) -> None:
         told_to_stop.set()
