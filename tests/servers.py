@@ -15,6 +15,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 from pdm.process import Child, find_program, free_port
@@ -35,6 +36,14 @@ def wait_for(true: Callable[[], Any], timeout_s: float = 30) -> Any:
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
     return found
+
+
+def alive(process: psutil.Process) -> bool:
+    "Whether it runs; it may end while it is looked at."
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def answers(url: str, codes: tuple[int, ...] = (200, 204)) -> bool:

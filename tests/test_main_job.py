@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import wait_for
+from servers import alive, wait_for
 
 from pdm.config import Settings
 from pdm.demo import STREAM, Sent, _assets, _detector, _path, count, gather, replay
@@ -110,7 +110,7 @@ def test_the_demo_leaves_nothing_behind(first, tmp_path, how):
         assert "generated" in page.lower() and "http://" not in page.replace("http://127.0.0.1", "").replace("http://www.w3.org", "")
     else:
         assert demo.returncode == 130 and "Traceback" not in err, err
-    wait_for(lambda: not [p for p in family.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 30)
+    wait_for(lambda: not any(map(alive, family.values())))
     assert not list(temporary.glob("pdm*"))
     assert not [f for f in Path("/dev/shm").glob("pdm*") for pid in (demo.pid, *family) if f"-{pid}-" in f.name]
 
