@@ -445,11 +445,14 @@ def test_agents_with_different_assets_do_not_mind_each_other(agent, connect):
     assert state(watcher, lambda s: s.get("claim") == "held")["assets"] == [f"{agent.mark}/fan", f"{agent.mark}/pump"]
 
 
-def test_an_agent_that_wants_an_asset_of_another_is_refused_and_told_whose_it_is(agent):
+def test_an_agent_that_wants_an_asset_of_another_is_refused_and_told_whose_it_is(agent, connect):
     agent("z", "fan", "pump")
     with pytest.raises(InvalidConfig, match=f"{agent.mark}-a wants {agent.mark}/pump, which {agent.mark}-z has: an asset has one agent"):
         agent("a", "pump", "mill")
-    agent("b", "mill")  # the refused one has let go of it
+    watcher = connect("watcher", session_s=0)
+    watcher.subscribe([status_topic(f"{agent.mark}-a")])
+    state(watcher, lambda s: "claim" not in s)  # the broker knows that the refused one has let go
+    agent("b", "mill")
 
 
 def test_an_agent_that_starts_again_gets_its_assets_back_and_one_that_has_left_blocks_nobody(agent):
