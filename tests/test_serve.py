@@ -298,7 +298,7 @@ def test_an_engine_that_scores_wrongly_is_not_used(make_bundle):
         name, url = "triton", "liar:"
         contract = make_bundle().contract
 
-        def load(self, bundle):
+        def load(self, bundle, artifact=None):
             model = InProcessModel(bundle)
             self.infer = lambda *inputs: replace(model.infer(*inputs), score=model.infer(*inputs).score * 1.1, engine="triton")
             Canary.of(model).prove(self)

@@ -8,6 +8,7 @@ __all__ = ['NOTICE_DB', 'Condition', 'Contract', 'Scored', 'Model', 'condition_r
 
 # %% ../../nbs/model/bundle.ipynb #bund3efd34
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ class Contract(_Record):
     "What goes into the graph and what comes out: all that a caller must know of a model."
     schema_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")  # the asset type
+    revision: int = Field(default=0, ge=0)                # counts up from bundle to bundle of this name; a lower one is older
     kind: str                                             # `conv_ae`, `mahalanobis`, …
     channels: tuple[str, ...] = Field(min_length=1)
     units: tuple[str, ...]
@@ -127,6 +129,7 @@ def graph_inputs(
 
 # %% ../../nbs/model/bundle.ipynb #bund680d12
 _FILES = ("bundle.json", "model.onnx")
+_EXAMPLES = ("windows.npy", "conditions.npy")  # the second only beside the first
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,13 @@ class Bundle:
         "The graph's file."
         return self.path / "model.onnx"
 
+    def examples(self) -> tuple[np.ndarray, np.ndarray | None] | None:
+        "Healthy windows [n, channel, sample] and their conditions [n, condition], float32; `None` where it carries none. The first half is for INT8's ranges, the second to compare engines."
+        if not (self.path / _EXAMPLES[0]).exists():
+            return None
+        windows, file = np.load(self.path / _EXAMPLES[0], allow_pickle=False), self.path / _EXAMPLES[1]
+        return windows, np.load(file, allow_pickle=False) if file.exists() else None
+
 
 def _contents_digest(files: Mapping[str, bytes]) -> str:
     "SHA-256 over names and contents, in the order of the names: no times, no paths, no signature."
@@ -152,11 +162,18 @@ def write_bundle(
     folder: str | Path,  # where bundles are kept; made if need be
     onnx: bytes,         # the graph, weights inside
     contract: Contract,
+    windows: np.ndarray | None = None,     # float32 [n, channel, sample]: healthy examples in time order, for whoever builds an engine
+    conditions: np.ndarray | None = None,  # float32 [n, condition] of these
 ) -> Bundle:             # at `folder/<digest>`
     "Write a bundle under its digest. A bundle that is there already is left as it is; a half-written one is never seen."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"model.onnx": onnx, "bundle.json": contract.to_json().encode()}
+    if windows is not None:
+        examples = (windows, conditions) if contract.conditions else (windows,)
+        for name, array in zip(_EXAMPLES, examples, strict=False):
+            np.save(buffer := io.BytesIO(), np.ascontiguousarray(array, "<f4"), allow_pickle=False)
+            files[name] = buffer.getvalue()
     digest = _contents_digest(files)
     path = folder / digest
     if not path.exists():
@@ -182,9 +199,9 @@ def load_bundle(
     if not path.is_dir():
         raise InvalidBundle(f"no bundle at {path}: a bundle is a folder with {' and '.join(_FILES)}")
     found = sorted(p.name for p in path.iterdir() if p.name != "signature")
-    if found != sorted(_FILES):
+    if set(found) - set(_EXAMPLES) != set(_FILES):
         raise InvalidBundle(f"bundle {path.name} holds {', '.join(found) or 'nothing'}; expected {' and '.join(_FILES)}")
-    files = {name: (path / name).read_bytes() for name in _FILES}
+    files = {name: (path / name).read_bytes() for name in found}
     actual = _contents_digest(files)
     named = path.name if len(path.name) == 64 else actual
     if actual != (digest or named):

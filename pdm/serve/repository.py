@@ -18,7 +18,7 @@ from typing import Literal
 
 from ..errors import InvalidBundle, PartMissing
 from ..model.bundle import Bundle, Contract
-from .engine import _shapes
+from .engine import Artifact, _shapes
 
 # %% ../../nbs/serve/repository.ipynb #repobe697d
 def model_name(contract: Contract) -> str:
@@ -99,15 +99,15 @@ class Repository:
 
     def publish(self,
         bundle: Bundle,
-        plan: Path | None = None,  # the engine that was built from it on this device; a TensorRT profile needs it
-    ) -> Path:                     # its version folder
+        artifact: Artifact | None = None,  # executed in place of its graph; a TensorRT profile needs the plan that was built on this device
+    ) -> Path:                             # its version folder
         "Put the bundle where Triton finds it. Nothing is loaded yet, and what is there already stays untouched."
         version, profile = self.path(bundle), self.profile.of(bundle.contract)
         if not version.exists():
             if profile.backend == "python":
-                files = {"model.onnx": bundle.onnx, "model.py": _edge("triton/model.py")}
-            elif plan is not None:
-                files = {"model.plan": plan}
+                files = {"model.onnx": artifact.path if artifact else bundle.onnx, "model.py": _edge("triton/model.py")}
+            elif artifact is not None:
+                files = {"model.plan": artifact.path}
             else:
                 raise PartMissing(f"bundle {bundle.digest[:12]} has no TensorRT engine here: it is built on the device by "
                                   "`predmaint engine build`")

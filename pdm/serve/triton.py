@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from ..errors import CheckFailed, InvalidConfig, PartMissing
 from ..model.bundle import Bundle, Contract, Scored, graph_inputs
-from .engine import Canary, InProcessModel, _batches, _scored, _shapes
+from .engine import Artifact, Canary, InProcessModel, _batches, _scored, _shapes
 from .repository import CPU, Profile, Repository, model_name, version_number
 from .server import _CHANNEL, TritonServer, _regions
 
@@ -178,7 +178,10 @@ class TritonEngine:
         "Of the server, such as 2.51.0. Raises `PartMissing`."
         return self._call("ServerMetadata", pb.ServerMetadataRequest()).version
 
-    def load(self, bundle: Bundle) -> TritonModel:
+    def load(self,
+        bundle: Bundle,
+        artifact: Artifact | None = None,  # executed in place of its graph
+    ) -> TritonModel:
         "The bundle's model, proven. Raises `PartMissing` where no server answers, `CheckFailed` where it refuses or lies."
         with self._lock:
             self._reach()
@@ -187,9 +190,10 @@ class TritonEngine:
             canary = self._canaries[bundle.digest]
             model = self._models.setdefault(bundle.digest, TritonModel(self, bundle))
             if self._repository:
-                self._repository.publish(bundle)
+                self._repository.publish(bundle, artifact)
+            tolerance = artifact.tolerance if artifact else self.tolerance
             try:
-                self._prove(canary, model)
+                self._prove(canary, model, tolerance)
                 return model
             except (PartMissing, CheckFailed) as e:
                 if not self._repository:
@@ -198,7 +202,7 @@ class TritonEngine:
             self._repository.touch(bundle)
             try:
                 self._call("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model.triton_name), self.load_s)
-                self._prove(canary, model)
+                self._prove(canary, model, tolerance)
             except (PartMissing, CheckFailed) as e:
                 if _away(e):
                     raise  # that is not the bundle's fault
@@ -236,13 +240,13 @@ class TritonEngine:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _prove(self, canary: Canary, model: TritonModel) -> None:
+    def _prove(self, canary: Canary, model: TritonModel, tolerance: float) -> None:
         try:
-            canary.prove(model, self.tolerance)
+            canary.prove(model, tolerance)
         except PartMissing as e:
             if not _away(e):
                 raise
-            canary.prove(model, self.tolerance)  # being busy is no reason to be replaced
+            canary.prove(model, tolerance)  # being busy is no reason to be replaced
 
     def _reach(self) -> None:
         "Make sure that a server answers; one of our own that died or hangs is replaced."
