@@ -29,6 +29,7 @@ _SCHEMES = {
     "tracking_url": ("sqlite", "http", "https", ""),
     "pipeline_url": ("local", "http", "https"),
     "archive_url": ("file", "s3", "gs", ""),
+    "bundle_url": ("file", "s3", "gs", "mlflow+http", "mlflow+https", "oci", "oci-layout", ""),
 }
 
 
@@ -71,6 +72,22 @@ class Settings(BaseSettings):
     diagnosis_s: float = Field(default=2.5, gt=0)                  # contiguous signal that a diagnosis waits for, seconds
     triton_env: Path | None = None       # Triton's Python environment; without it `.venv-triton` beside ours
     triton_repository: Path | None = None  # the folder that a remote Triton serves, where we can write to it
+    bundle_url: str = ""                 # where bundles come from: none (`bundles` in `state_dir`) | `file:folder` | `s3://…` | `gs://…` | `mlflow+https://host/model` | `oci://registry/repository` | `oci-layout:folder`
+    bundle_max_mb: float = Field(default=512, gt=0)                # a larger one is not fetched
+    desired: Path | None = None          # the file with the digest that should run here; without it `desired` in `state_dir`
+    trusted_keys: tuple[Path, ...] = ()  # public keys and certificates of authorities (PEM): whose bundles may run here
+    trusted_identities: tuple[str, ...] = ()  # keyless signers, `identity@issuer`
+    revoked_keys: Path | None = None     # SHA-256 fingerprints, one a line: whose bundles may not, any more
+    unsigned_bundles: bool = False       # on a laptop: bundles that nobody has signed may run, too
+    engine_profile: Literal["cpu", "jetson", "onnxruntime"] = "cpu"  # how Triton executes: python backend | TensorRT plan | ONNX Runtime with TensorRT
+    engine_precision: Literal["fp32", "fp16", "int8"] = "fp32"     # of the network, where parity allows
+    engine_dir: Path | None = None       # the folder shared with the builder of engines; without it `engines` in `state_dir`
+    engine_workspace_mb: int = Field(default=1024, ge=16)          # of TensorRT, while it builds
+    updater_metrics_port: int = Field(default=9466, ge=0, lt=65536)  # Prometheus endpoint of the updater
+    shadow_windows: int = Field(default=300, ge=1)                 # so many windows a challenger scores beside the champion,
+    shadow_minutes: float = Field(default=60, gt=0)                # or for so long, whichever comes first
+    probation_minutes: float = Field(default=60, gt=0)             # after it was promoted, it is rolled back by rule
+    rollout_free_mb: float = Field(default=256, ge=0)              # memory that must be left for a challenger to go on
 
     @field_validator(*_SCHEMES)
     @classmethod
