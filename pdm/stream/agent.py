@@ -30,7 +30,7 @@ from ..serve.engine import Engine, Guarded, InProcess, open_engine
 from ..signal.diagnose import diagnose
 from .broker import open_broker
 from .alarms import Alarm, Command
-from .asset import Owned
+from .asset import Owned, Version
 from .bus import Bus, backoff_s
 from .claims import Watch, claim
 from .intake import Batch, Intake
@@ -83,8 +83,8 @@ class Agent:
         alarms = {a: Alarm.from_state(known[a]) if a in known else Alarm.of(a, journal.events(a)) for a in self._assets}
         self._judge = Judge(streams.values(), diagnose, diagnosis_s, self._inferred, alarms, keep)
         self._shown = {a: alarms[a] for a in self._assets}  # the alarms as they are committed
-        times = {k: t for k, o in streams.items() if (t := o.monitor.to_state().get("t"))}  # the monitors'; a row has the sensor's, which may be wrong
-        self._intake = Intake({k: o.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns() | times,
+        times = {k: t for k, o in streams.items() if (t := o.version.monitor.to_state().get("t"))}  # the monitors'; a row has the sensor's, which may be wrong
+        self._intake = Intake({k: o.version.model.contract for k, o in streams.items()}, journal.marks(), journal.last_t_ns() | times,
                               hops={k: o.hop_s for k, o in streams.items()})
         self._topics: dict[tuple[str, str, str], str] = {}
         self._acked = self._intake.current()  # the newest epoch of each stream, as it is committed
@@ -340,7 +340,8 @@ def own(
             _check_pair(r, name, bundle, calibration)
             if bundle.digest not in models:
                 models[bundle.digest] = load(bundle)
-            o = Owned(r.path, name, models[bundle.digest], bundle.digest, Monitor(calibration, bundle.contract), calibration.digest, r.bearing_of(name), within, calibration.hop_s)
+            version = Version(models[bundle.digest], bundle.digest, Monitor(calibration, bundle.contract), calibration.digest, within, calibration.false_alarms_per_day)
+            o = Owned(r.path, name, version, r.bearing_of(name), calibration.hop_s)
             before, state = states.get(o.key, ("", {}))
             if before and before != calibration.digest:
                 log.info("%s/%s has a new calibration: its monitor starts anew", *o.key)
