@@ -40,6 +40,7 @@ class Version:
     calibration: str                 # digest of the calibration record
     within_budget: bool = True       # the asset's streams together promise no more false alarms than it may have
     false_alarms_per_day: float = 1.0  # what the calibration promises
+    exceedance: float = 0.05         # chance that a healthy window exceeds its threshold, 95 % limit
 
 
 @dataclass(eq=False)
