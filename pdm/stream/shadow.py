@@ -28,7 +28,6 @@ from .journal import Row
 # %% ../../nbs/stream/shadow.ipynb #shad1b
 log = logging.getLogger(__name__)
 _ROOM = 256   # windows that may wait
-_BATCH = 64   # most windows in one inference
 Key = tuple[str, str]  # asset and stream
 
 
@@ -36,8 +35,7 @@ class Judged(NamedTuple):
     "A window whose verdict is committed."
     accepted: Accepted
     row: Row
-    seconds: float   # of the inference that scored it
-    first: bool      # of that inference's windows: its time counts once
+    seconds: float   # of the inference that scored it, with others
 
 
 class Shadow:
@@ -50,7 +48,7 @@ class Shadow:
     ):
         self.comparison = comparison or Comparison()
         self._versions, self._main, self._hops = dict(versions), dict(main), dict(hops)
-        self._waiting: deque[Judged] = deque()
+        self._waiting: deque[list[Judged]] = deque()
         self._turn = threading.Condition()   # of the queue
         self._at_work = threading.Lock()     # of the monitors and the comparison
         self._closed = False
@@ -58,15 +56,16 @@ class Shadow:
         self._thread.start()
 
     def offer(self,
-        judged: Iterable[Judged],  # in order
+        judged: Iterable[Judged],  # in order; of one inference, so that the times compare
     ) -> None:
         "Look at these when there is time. Late windows, and those of a machine that people work on, are nobody's evidence."
         ours = [j for j in judged if j.accepted.key in self._versions and not {"late", "maintenance"}.intersection(j.row.flags)]
         with self._turn:
-            free = max(0, _ROOM - len(self._waiting))
-            self._waiting.extend(ours[:free])
-            self.comparison.dropped += len(ours) - len(ours[:free])
-            self._turn.notify()
+            if ours and sum(map(len, self._waiting)) + len(ours) <= _ROOM:
+                self._waiting.append(ours)
+                self._turn.notify()
+            else:
+                self.comparison.dropped += len(ours)
 
     def take(self,
         timeout_s: float = 1.0,  # for what waits
@@ -104,9 +103,9 @@ class Shadow:
         while True:
             with self._turn:
                 self._turn.wait_for(lambda: self._waiting or self._closed)
-                batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-            if not batch:
-                return
+                if not self._waiting:
+                    return
+                batch = self._waiting.popleft()
             together: dict[Model, list[Judged]] = {}
             for j in batch:
                 together.setdefault(self._versions[j.accepted.key].model, []).append(j)
@@ -120,19 +119,17 @@ class Shadow:
     def _look(self, model: Model, judged: list[Judged]) -> None:
         contract, windows = model.contract, [j.accepted.window for j in judged]
         conditions = np.stack([condition_row(contract, w.conditions) for w in windows]) if contract.conditions else None
-        since = time.perf_counter()
-        scored = model.infer(np.stack([w.samples for w in windows]), conditions)
-        seconds = time.perf_counter() - since
+        x, since = np.stack([w.samples for w in windows]), time.perf_counter()
+        scored = model.infer(x, conditions)
+        seconds, rms = time.perf_counter() - since, window_rms(x)
         with self._at_work:
             c = self.comparison
-            c.took("beside", seconds / len(judged))
-            for j in judged:
-                if j.first:
-                    c.took("main", j.seconds)
+            c.took("beside", seconds)
+            c.took("main", judged[0].seconds)
             for i, j in enumerate(judged):
                 a, row, key = j.accepted, j.row, j.accepted.key
                 version, main = self._versions[key], self._main[key]
-                v = version.monitor.update(scored, i, a.t_ns, rms=window_rms(a.window.samples), conditions=a.window.conditions, window=a.window.samples)
+                v = version.monitor.update(scored, i, a.t_ns, rms=rms[i], conditions=a.window.conditions, window=a.window.samples)
                 hop_s = self._hops.get(key) or contract.samples / contract.rate_hz
                 c.take("/".join(key), Said(row.score, row.threshold, row.alarm), Said(float(v.score), float(v.threshold), bool(v.alarm)),
                        hop_s if row.state == "running" else 0.0, (main.false_alarms_per_day, version.false_alarms_per_day), (main.exceedance, version.exceedance))
