@@ -20,13 +20,13 @@ from pdm.errors import InvalidInput
 from pdm.model.bundle import Contract
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import own
 from pdm.stream.alarms import REASONS, Alarm, Command, events_of
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.intake import Accepted, Batch
 from pdm.stream.journal import Event, Journal, JournalReader
 from pdm.stream.judge import Judge
 from pdm.stream.sensor_client import SensorClient
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(120)
 ASSET = path_of(0)

@@ -37,6 +37,9 @@ class Engine(Protocol):
     def load(self, bundle: Bundle, artifact: Artifact | None = None) -> Model:
         "The bundle's model, loaded if need be, repaired if need be, and proven by a canary inference."
 
+    def unload(self, bundle: Bundle, artifact: Artifact | None = None) -> None:
+        "Retire the bundle's model, once the requests under way have their answers; others stay as they are. Once more does nothing."
+
     def close(self) -> None: ...
 
     def __enter__(self) -> "Engine": ...
@@ -133,6 +136,10 @@ class InProcess:
                 canary.prove(model, artifact.tolerance)
             self._models[key] = model
         return self._models[key]
+
+    def unload(self, bundle: Bundle, artifact: Artifact | None = None) -> None:
+        "Forget the model; who still holds it may go on asking it."
+        self._models.pop((bundle.digest, artifact.path if artifact else None), None)
 
     def close(self) -> None:
         "Forget the models."

@@ -9,7 +9,6 @@ __all__ = ['Side', 'AGREEMENT', 'FEWEST', 'SLOWER', 'SLOW_S', 'REFUTED', 'REFUTE
 # %% ../../nbs/stream/comparison.ipynb #comp0d
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal, NamedTuple

@@ -132,7 +132,7 @@ class Rollout:
     def candidates(self) -> list[Candidate]:
         "All that are known, the oldest first."
         rows = self._db.execute("SELECT digest, name, state, reason, since_ns, rollback, artifact, parity, settled FROM candidate ORDER BY rowid").fetchall()
-        return [Candidate(*r[:5], bool(r[5]), json.loads(r[6]), json.loads(r[7]), bool(r[8])) for r in rows]
+        return [Candidate(*r)._replace(rollback=bool(r[5]), artifact=json.loads(r[6]), parity=json.loads(r[7]), settled=bool(r[8])) for r in rows]
 
     def candidate(self, digest: str) -> Candidate | None:
         return next((c for c in self.candidates() if c.digest == digest), None)
@@ -146,7 +146,7 @@ class Rollout:
     ) -> list[Step]:
         "What happened, the oldest first."
         rows = self._db.execute("SELECT t_ns, digest, name, before, after, reason, details FROM audit WHERE ? IN ('', digest) ORDER BY id", (digest,)).fetchall()
-        return [Step(*r[:6], json.loads(r[6])) for r in rows]
+        return [Step(*r)._replace(details=json.loads(r[6])) for r in rows]
 
     def want(self,
         wanted: tuple[Wanted, ...],

@@ -47,7 +47,7 @@ class Shadow:
         comparison: Comparison | None = None,  # as it stood before a restart
     ):
         self.comparison = comparison or Comparison()
-        self._versions, self._main, self._hops = dict(versions), dict(main), dict(hops)
+        self.versions, self._main, self._hops = dict(versions), dict(main), dict(hops)
         self._waiting: deque[list[Judged]] = deque()
         self._turn = threading.Condition()   # of the queue
         self._at_work = threading.Lock()     # of the monitors and the comparison
@@ -59,7 +59,7 @@ class Shadow:
         judged: Iterable[Judged],  # in order; of one inference, so that the times compare
     ) -> None:
         "Look at these when there is time. Late windows, and those of a machine that people work on, are nobody's evidence."
-        ours = [j for j in judged if j.accepted.key in self._versions and not {"late", "maintenance"}.intersection(j.row.flags)]
+        ours = [j for j in judged if j.accepted.key in self.versions and not {"late", "maintenance"}.intersection(j.row.flags)]
         with self._turn:
             if ours and sum(map(len, self._waiting)) + len(ours) <= _ROOM:
                 self._waiting.append(ours)
@@ -77,7 +77,7 @@ class Shadow:
             log.warning("the shadow was still at work after %g s", timeout_s)
             with self._turn:
                 self._waiting.clear()
-        return self._versions
+        return self.versions
 
     def close(self) -> None:
         "End it at once."
@@ -88,7 +88,22 @@ class Shadow:
         if not self._at_work.acquire(timeout=1.0):
             return {}
         try:
-            return {key: (v.calibration, v.monitor.to_state()) for key, v in self._versions.items()}
+            return {key: (v.calibration, v.monitor.to_state()) for key, v in self.versions.items()}
+        finally:
+            self._at_work.release()
+
+    def counted(self,
+        free_mb: float,               # memory that is left
+        away_s: Mapping[str, float],  # by side: how long its engine did not score it, since the last time
+    ) -> Comparison | None:
+        "What was counted until now, a copy. None where it is busy: ask again."
+        if not self._at_work.acquire(timeout=1.0):
+            return None
+        try:
+            c = self.comparison
+            c.free_mb = min(c.free_mb, free_mb)
+            c.fallback_s = {side: c.fallback_s.get(side, 0.0) + away_s.get(side, 0.0) for side in {*c.fallback_s, *away_s}}
+            return Comparison.from_json(c.to_json())
         finally:
             self._at_work.release()
 
@@ -108,13 +123,14 @@ class Shadow:
                 batch = self._waiting.popleft()
             together: dict[Model, list[Judged]] = {}
             for j in batch:
-                together.setdefault(self._versions[j.accepted.key].model, []).append(j)
+                together.setdefault(self.versions[j.accepted.key].model, []).append(j)
             for model, judged in together.items():
                 try:
                     self._look(model, judged)
                 except Exception as e:
                     log.exception("the version beside did not score %d windows", len(judged))
-                    self.comparison.fault("beside", f"{type(e).__name__}: {e}")
+                    with self._at_work:
+                        self.comparison.fault("beside", f"{type(e).__name__}: {e}")
 
     def _look(self, model: Model, judged: list[Judged]) -> None:
         contract, windows = model.contract, [j.accepted.window for j in judged]
@@ -128,7 +144,7 @@ class Shadow:
             c.took("main", judged[0].seconds)
             for i, j in enumerate(judged):
                 a, row, key = j.accepted, j.row, j.accepted.key
-                version, main = self._versions[key], self._main[key]
+                version, main = self.versions[key], self._main[key]
                 v = version.monitor.update(scored, i, a.t_ns, rms=rms[i], conditions=a.window.conditions, window=a.window.samples)
                 hop_s = self._hops.get(key) or contract.samples / contract.rate_hz
                 c.take("/".join(key), Said(row.score, row.threshold, row.alarm), Said(float(v.score), float(v.threshold), bool(v.alarm)),
