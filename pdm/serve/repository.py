@@ -99,13 +99,6 @@ def _tensorrt(contract: Contract, profile: Profile, precision: str) -> pb.ModelO
         **({"trt_cuda_graph_enable": "1"} if profile.cuda_graphs else {})})
 
 
-def profile_of(
-    name: str,  # `cpu` or `jetson`
-) -> Profile:
-    "The profile that a setting names."
-    return {"cpu": CPU, "jetson": JETSON}[name]
-
-
 def model_config(
     contract: Contract,
     profile: Profile = CPU,
