@@ -10,6 +10,7 @@ __all__ = ['Side', 'AGREEMENT', 'FEWEST', 'SLOWER', 'SLOW_S', 'REFUTED', 'REFUTE
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
@@ -124,30 +125,33 @@ FALLBACK_S = 30.0  # after promotion: so long without its engine, while the form
 class Ruling(NamedTuple):
     "What follows from a comparison."
     action: Literal["wait", "promote", "roll back"]
-    reason: str
+    reason: str       # in words
+    cause: str = ""   # in one word, for counters: load, errors, memory, latency, agreement, alarms, missed or fallback
 
 
-def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float, at_the_end: bool) -> str:
-    "Why the version on that side is not fit to be champion; empty: nothing is known against it."
+def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float, at_the_end: bool) -> Ruling | None:
+    "Why the version on that side is not fit to be champion; None: nothing is known against it."
+    back = partial(Ruling, "roll back")
     if c.failed:
-        return f"it can't be loaded here: {c.failed}"
+        return back(f"it can't be loaded here: {c.failed}", "load")
     if n := c.errors.get(side, 0):
-        return f"{n} inferences failed or gave no number: {c.error}"
+        return back(f"{n} inferences failed or gave no number: {c.error}", "errors")
     if c.free_mb < free_mb:
-        return f"with it {c.free_mb:.0f} MB of memory are left, at least {free_mb:.0f} must be"
+        return back(f"with it {c.free_mb:.0f} MB of memory are left, at least {free_mb:.0f} must be", "memory")
     own, others = (c.times_s.get(s, []) for s in (side, other))
     if min(len(own), len(others)) >= FEWEST and median(own) > max(SLOW_S, SLOWER * median(others)):
-        return f"an inference takes {1e3 * median(own):.1f} ms, of the other version {1e3 * median(others):.1f} ms: more than {SLOWER:g} times as long"
+        return back(f"an inference takes {1e3 * median(own):.1f} ms, of the other version {1e3 * median(others):.1f} ms: more than {SLOWER:g} times as long",
+                    "latency")
     if not at_the_end:
-        return ""
+        return None
     for stream, (agreed, windows) in c.agreed.items():
         if windows >= FEWEST and agreed < (least := c.least_agreement[stream]) * windows:
-            return f"{stream}: the versions agree on {agreed} of {windows} windows ({agreed / windows:.0%}), at least {least:.0%} was expected"
+            return back(f"{stream}: the versions agree on {agreed} of {windows} windows ({agreed / windows:.0%}), at least {least:.0%} was expected", "agreement")
     alarms, promised = c.alone.get(side, 0), c.expected.get(side, 0.0)
     if alarms > 0 and pdtrc(alarms - 1, promised) < chance:
-        return (f"it raised {alarms} alarms that the other version did not, in {c.running_s / 3600:.2g} running hours in which {promised:.2g} were promised "
-                f"at most (chance {pdtrc(alarms - 1, promised):.1g})")
-    return ""
+        return back(f"it raised {alarms} alarms that the other version did not, in {c.running_s / 3600:.2g} running hours in which {promised:.2g} were promised "
+                    f"at most (chance {pdtrc(alarms - 1, promised):.1g})", "alarms")
+    return None
 
 
 def in_shadow(
@@ -156,16 +160,15 @@ def in_shadow(
     free_mb: float = 256.0,  # memory that must be left
 ) -> Ruling:
     "Whether a challenger may take over."
-    why = _wrong(c, "beside", "main", REFUTED, free_mb, over and c.windows >= FEWEST)
-    if why:
-        return Ruling("roll back", why)
+    if wrong := _wrong(c, "beside", "main", REFUTED, free_mb, over and c.windows >= FEWEST):
+        return wrong
     if c.windows < FEWEST:
         return Ruling("wait", f"{c.windows} windows compared, {FEWEST} are the least to conclude anything from: is there traffic?")
     if not over:
         return Ruling("wait", f"{c.windows} windows compared, nothing is wrong so far")
     missed = sorted(s for s, (main, beside) in c.standing.items() if main and not beside)
     if missed:
-        return Ruling("roll back", f"{', '.join(missed[:3])}: in alarm, and it does not say so; if that alarm is false, clear and label it, and deploy again")
+        return Ruling("roll back", f"{', '.join(missed[:3])}: in alarm, and it does not say so; if that alarm is false, clear and label it, and deploy again", "missed")
     agreed = sum(a for a, _ in c.agreed.values())
     return Ruling("promote", f"{agreed} of {c.windows} windows judged alike, {c.alone.get('beside', 0)} alarms of its own where {c.expected.get('beside', 0.0):.2g} were promised at most")
 
@@ -176,9 +179,10 @@ def on_probation(
     free_mb: float = 256.0,
 ) -> Ruling:
     "Whether a promoted version may stay."
-    why = _wrong(c, "main", "beside", REFUTED_AFTER, free_mb, True)
+    if wrong := _wrong(c, "main", "beside", REFUTED_AFTER, free_mb, True):
+        return wrong
     away = c.fallback_s.get("main", 0.0) - c.fallback_s.get("beside", 0.0)
-    if not why and away > FALLBACK_S:
-        why = f"its engine did not score it for {away:.0f} s, while the former version had its own"
-    return Ruling("roll back", why) if why else Ruling("promote" if over else "wait", f"{c.windows} windows compared, nothing is wrong")
+    if away > FALLBACK_S:
+        return Ruling("roll back", f"its engine did not score it for {away:.0f} s, while the former version had its own", "fallback")
+    return Ruling("promote" if over else "wait", f"{c.windows} windows compared, nothing is wrong")
 

@@ -148,6 +148,18 @@ class Rollout:
         rows = self._db.execute("SELECT t_ns, digest, name, before, after, reason, details FROM audit WHERE ? IN ('', digest) ORDER BY id", (digest,)).fetchall()
         return [Step(*r)._replace(details=json.loads(r[6])) for r in rows]
 
+    def superseded(self,
+        name: str,
+    ) -> set[str]:
+        "Bundles of a type of asset that were at work, and whose place another one has taken since, to stay."
+        line: list[str] = []
+        for step in self.audit():
+            if step.name == name and step.after == "promoted" and step.before != "promoted" and step.digest not in line[-1:]:
+                line.append(step.digest)
+            elif step.name == name and step.after == "rolled_back" and step.digest in line[-1:]:
+                line.pop()
+        return set(line[:-1]) - set(line[-1:])
+
     def want(self,
         wanted: tuple[Wanted, ...],
         now_ns: int | None = None,
@@ -185,6 +197,7 @@ class Rollout:
         after: str,                  # one of `STATES`
         reason: str = "",
         now_ns: int | None = None,
+        cause: str = "",             # the reason in one word
         **changes: Any,              # of the candidate: name, artifact, parity
     ) -> Candidate:
         "One step, with its reason and, where verdicts change hands, the switch: all of it or nothing. What is there already is not done again."
@@ -196,7 +209,7 @@ class Rollout:
             if c.state == after:
                 return c
             c = c._replace(**{k: v for k, v in changes.items() if k == "name"})
-            self._note(c, after, reason, now, changes.get("parity", {}))
+            self._note(c, after, reason, now, {**changes.get("parity", {}), **({"cause": cause} if cause else {})})
             columns = {"state": after, "reason": reason, "since_ns": now, "settled": 0,
                        **{k: json.dumps(v) if isinstance(v, Mapping) else v for k, v in changes.items()}}
             db.execute(f"UPDATE candidate SET {', '.join(f'{k} = ?' for k in columns)} WHERE digest = ?", (*columns.values(), digest))

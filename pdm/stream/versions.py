@@ -161,7 +161,7 @@ class Models:
         engine: Engine,
         switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now, and why
     ):
-        self._engine, self._switched, self._here = engine, switched, InProcess()
+        self._engine, self._switched = engine, switched
         self._loaded: dict[tuple[str, Artifact | None], tuple[Bundle, Model]] = {}
         self._turn = threading.Lock()
 
@@ -176,9 +176,6 @@ class Models:
     def _load(self, bundle: Bundle, artifact: Artifact | None) -> Model:
         if isinstance(self._engine, InProcess):
             return self._engine.load(bundle, artifact)
-        profile = getattr(self._engine, "profile", None)
-        if artifact is not None and profile is not None and profile.backend == "tensorrt" and artifact.path.suffix != ".plan":
-            return self._here.load(bundle, artifact)
         return Guarded(self._engine, bundle, artifact, on_switch=lambda active, why: self._switched(bundle.digest, active, why) if self._switched else None)
 
     def in_fallback(self, model: Model) -> bool:
