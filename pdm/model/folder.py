@@ -19,7 +19,7 @@ from ..errors import InvalidBundle
 
 # %% ../../nbs/model/folder.ipynb #fold6
 SIGNATURE = "signature"     # the file that is not part of the digest
-MOST_BYTES = 512 * 2**20    # of a whole folder, unless somebody says otherwise
+MOST_BYTES = 2**31          # of a whole folder; no ONNX file is larger
 MOST_FILES = 10_000         # a bundle has four; of calibration records there is one an asset
 
 
