@@ -14,9 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import rms_graph
-from edge_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
-from pdm.stream.updater import Updater, desired_file, status
-from pdm.stream.updater import running as updater_running
+from edge_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.config import load_assets
@@ -28,6 +26,8 @@ from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
 from pdm.stream.journal import Journal
 from pdm.stream.rollout import STATES, Rollout, Wanted
+from pdm.stream.updater import Updater, desired_file, status
+from pdm.stream.updater import running as updater_running
 from pdm.stream.versions import Follower, Models
 
 pytestmark = pytest.mark.timeout(180)
