@@ -14,9 +14,10 @@ from pdm.data.window import decode_ack
 from pdm.errors import PartMissing
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import Agent, own
+from pdm.stream.agent import Agent
 from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -124,7 +125,7 @@ class Broken:
 
 def test_an_engine_that_scores_nothing_ends_the_agent_and_loses_no_window(at_work, site):
     logging.getLogger("pdm").setLevel(logging.CRITICAL)
-    agent, journal, bus = at_work(lambda bundle: Broken(InProcess().load(bundle)))
+    agent, journal, bus = at_work(lambda bundle, artifact: Broken(InProcess().load(bundle)))
     bus.unread.append([message(window(n)) for n in range(3)])
     wait_for(agent.failed.is_set)
     logging.getLogger("pdm").setLevel(logging.NOTSET)

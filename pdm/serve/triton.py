@@ -13,6 +13,8 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -26,13 +28,14 @@ from tritonclient.grpc import service_pb2_grpc
 
 from ..errors import CheckFailed, InvalidConfig, PartMissing
 from ..model.bundle import Bundle, Contract, Scored, graph_inputs
-from .engine import Artifact, Canary, InProcessModel, _batches, _scored, _shapes
+from .engine import Artifact, Canary, InProcessModel, _batches, _key, _scored, _shapes
 from .repository import CPU, Profile, Repository, model_name, version_number
 from .server import _CHANNEL, TritonServer, _regions
 
 # %% ../../nbs/serve/triton.ipynb #trit506bc4
 _log = logging.getLogger(__name__)
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_STEADY_S, _LONGEST_PAUSE_S = 60.0, 60.0  # a server that lived so long is well; the longest pause before another is started
 _TOKEN, _NUMBER = secrets.token_hex(3), count()  # with the process id: names that nobody else has
 
 
@@ -90,20 +93,37 @@ class _Slot:
 class TritonModel:
     "A bundle's version in a Triton, as `TritonEngine.load` gives it. Threads may share it."
 
-    def __init__(self, engine: Any, bundle: Bundle):
+    def __init__(self, engine: Any, bundle: Bundle, artifact: Artifact | None = None):
         self.contract = bundle.contract
-        self.triton_name, self.triton_version = model_name(bundle.contract), str(version_number(bundle.digest))
+        self.triton_name = model_name(bundle.contract, engine.profile, artifact)
+        self.triton_version = str(version_number(bundle.digest, artifact))
         self._engine = engine
         self._slots: list[_Slot] = []  # those that no thread uses now
+        self._under_way, self._change, self._retired = 0, threading.Condition(), False
 
     def infer(self,
         windows: np.ndarray,                   # float32 [window, channel, sample], any number
         conditions: np.ndarray | None = None,  # float32 [window, condition], NaN where unknown
     ) -> Scored:
-        "Scores of `windows`. Raises `InvalidWindow`, or `PartMissing` where the server fails or takes too long."
+        "Scores of `windows`. Raises `InvalidWindow`, or `PartMissing` where the server fails or takes too long, or the model was retired."
         inputs = graph_inputs(self.contract, windows, conditions)
         batches = _batches(len(inputs["window"]), self.contract.max_batch)
-        return _scored(self.contract, [self._ask({k: v[rows] for k, v in inputs.items()}) for rows in batches], "triton")
+        with self._in_use():
+            return _scored(self.contract, [self._ask({k: v[rows] for k, v in inputs.items()}) for rows in batches], "triton")
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        "Keeps the model from being retired."
+        with self._change:
+            if self._retired:
+                raise PartMissing(f"version {self.triton_version} of {self.triton_name} was unloaded: load its bundle again")
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._under_way -= 1
+                self._change.notify_all()
 
     def _ask(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         "One request."
@@ -131,6 +151,13 @@ class TritonModel:
             return self._slots.pop()
         except IndexError:
             return _Slot(self._engine, self.contract, self.triton_name, self.triton_version)
+
+    def retire(self, timeout_s: float) -> None:
+        "Take no more requests, and return when those under way have their answers."
+        with self._change:
+            self._retired = True
+            self._change.wait_for(lambda: not self._under_way, timeout_s)
+        self.close()
 
     def close(self) -> None:
         "Give the shared memory back."
@@ -162,9 +189,10 @@ class TritonEngine:
         self.address = ""                        # host:port of the server
         self._repository = None if repository is None else Repository(repository, self.profile)
         self._environment, self._log_file, self._shared_memory = environment, log, shared_memory
-        self._models: dict[str, TritonModel] = {}
+        self._models: dict[tuple[str, str | None], TritonModel] = {}
         self._canaries: dict[str, Canary] = {}
         self._lock, self._closed = threading.RLock(), False
+        self._deaths, self._why, self._started, self._not_before = 0, "", time.monotonic(), 0.0  # of servers of our own, in a row
         if url == "embedded:":
             self._start()
             return
@@ -188,9 +216,7 @@ class TritonEngine:
             if bundle.digest not in self._canaries:
                 self._canaries[bundle.digest] = Canary.of(InProcessModel(bundle))
             canary = self._canaries[bundle.digest]
-            model = self._models.setdefault(bundle.digest, TritonModel(self, bundle))
-            if self._repository:
-                self._repository.publish(bundle, artifact)
+            model = self._models.setdefault(_key(bundle, artifact), TritonModel(self, bundle, artifact))
             tolerance = artifact.tolerance if artifact else self.tolerance
             try:
                 self._prove(canary, model, tolerance)
@@ -199,25 +225,28 @@ class TritonEngine:
                 if not self._repository:
                     raise type(e)(f"{e}; version {model.triton_version} of {model.triton_name} can be loaded from here only if "
                                   "the setting triton_repository names the server's folder") from e
-            self._repository.touch(bundle)
+            self._repository.publish(bundle, artifact)
             try:
                 self._call("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=model.triton_name), self.load_s)
                 self._prove(canary, model, tolerance)
             except (PartMissing, CheckFailed) as e:
                 if _away(e):
                     raise  # that is not the bundle's fault
-                self.unload(bundle)
+                self.unload(bundle, artifact)
                 raise CheckFailed(f"bundle {bundle.digest[:12]} was withdrawn from Triton: {e}") from e
             return model
 
-    def unload(self, bundle: Bundle) -> None:
-        "Take the bundle's version out of the server and its repository; other versions stay as they are."
+    def unload(self,
+        bundle: Bundle,
+        artifact: Artifact | None = None,  # that was executed in place of its graph
+    ) -> None:
+        "Take the bundle's version out of the server and its repository; other versions stay as they are. Raises `PartMissing` where no server answers."
         with self._lock:
-            if model := self._models.pop(bundle.digest, None):
-                model.close()
+            if model := self._models.pop(_key(bundle, artifact), None):
+                model.retire(self.timeout_s)
             if self._repository:
-                name = model_name(bundle.contract)
-                if self._repository.withdraw(bundle):
+                name = model_name(bundle.contract, self.profile, artifact)
+                if self._repository.withdraw(bundle, artifact):
                     self._call("RepositoryModelLoad", pb.RepositoryModelLoadRequest(model_name=name), self.load_s)
                 else:
                     self._call("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=name), self.load_s)
@@ -260,12 +289,26 @@ class TritonEngine:
             except PartMissing:
                 if not self.server:
                     raise
-        self._start()
+        self._replace(self.server)
+
+    def _replace(self, server: TritonServer) -> None:
+        "Another server in place of one that died or hangs, at once or, after several deaths in a row, when the pause is over."
+        now = time.monotonic()
+        if now < self._not_before:
+            raise PartMissing(f"tritonserver died {self._deaths} times in a row, and is started again in {self._not_before - now:.0f} s: {self._why}")
+        self._deaths = self._deaths + 1 if now < self._started + _STEADY_S else 1
+        self._not_before = now + min(2.0**self._deaths, _LONGEST_PAUSE_S)
+        self._why = server.last_words() or self._why if not server.alive else "it hung"
+        _log.warning("tritonserver: %s; starting another", self._why)
+        server.stop()
+        try:
+            self._start()
+        except PartMissing as e:
+            self._why = str(e)
+            raise
 
     def _start(self) -> None:
-        if self.server:
-            _log.warning("tritonserver %s: starting another", self.server.last_words() or "hangs")
-            self.server.stop()
+        self._started = time.monotonic()
         self.server = TritonServer(self._environment, self._log_file)
         self._repository = Repository(self.server.repository, self.profile)
         self._connect(self.server.address)
@@ -321,10 +364,17 @@ class TritonEngine:
                 _log.debug("%s", e)
 
     def _sweep(self) -> None:
-        "Let the server forget the regions of processes of this host that are no more."
+        "Let the server, and /dev/shm, forget the regions of processes of this host that are no more."
         self._swept = True
-        for name in self._call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()).regions:
+
+        def orphaned(name: str) -> bool:
             pid = re.search(r"-(\d+)-[0-9a-f]{6}-\d+$", name)
-            if pid and name.startswith(_regions(int(pid[1]))) and _TOKEN not in name:
-                if int(pid[1]) == os.getpid() or not Path(f"/proc/{pid[1]}").exists():
-                    self._unshare(name)
+            return bool(pid and name.startswith(_regions(int(pid[1]))) and _TOKEN not in name
+                        and (int(pid[1]) == os.getpid() or not Path(f"/proc/{pid[1]}").exists()))
+
+        for name in self._call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()).regions:
+            if orphaned(name):
+                self._unshare(name)
+        for file in Path("/dev/shm").glob("pdm-*"):  # of one that was killed before the server had mapped it
+            if orphaned(file.name):
+                file.unlink(missing_ok=True)
