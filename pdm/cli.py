@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .alarms_cli import alarms
+from .bundle_cli import bundle
 from .config import load_settings
 from .errors import InvalidInput, PartMissing, PdmError
 from .process import SignalEvent, find_program
@@ -270,6 +271,7 @@ def agent(
 sinks = typer.Typer(invoke_without_command=True)
 app.add_typer(sinks, name="sinks")
 app.add_typer(alarms, name="alarms")
+app.add_typer(bundle, name="bundle")
 
 
 @sinks.callback()
