@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,7 +55,7 @@ class _Slot:
         self._views: dict[str, np.ndarray] = {}
         self._offsets: dict[str, int] = {}
         shapes, rows = _shapes(contract)[0], contract.max_batch
-        sizes = {name: 4 * rows * int(np.prod(shape)) for name, shape in shapes.items()}
+        sizes = {name: 4 * rows * prod(shape) for name, shape in shapes.items()}
         self.region, memory = engine._share(sum(sizes.values()))
         offset = 0
         for name, shape in shapes.items():
@@ -84,7 +85,7 @@ class _Slot:
             if self.region:
                 tensor.parameters["shared_memory_region"].string_param = self.region
                 tensor.parameters["shared_memory_offset"].int64_param = self._offsets[name]
-                tensor.parameters["shared_memory_byte_size"].int64_param = 4 * n * int(np.prod(shape))
+                tensor.parameters["shared_memory_byte_size"].int64_param = 4 * n * prod(shape)
         for name in outputs:
             message.outputs.add(name=name)
         return message
@@ -100,6 +101,7 @@ class TritonModel:
         self._engine = engine
         self._slots: list[_Slot] = []  # those that no thread uses now
         self._under_way, self._change, self._retired = 0, threading.Condition(), False
+        self._outputs = {name: (shape, 4 * prod(shape)) for name, shape in _shapes(bundle.contract)[1].items()}  # and bytes of a window
 
     def infer(self,
         windows: np.ndarray,                   # float32 [window, channel, sample], any number
@@ -138,13 +140,15 @@ class TritonModel:
             response = self._engine._call("ModelInfer", slot.message(inputs))
         finally:
             self._slots.append(slot)  # after a failure, too: should the server still read from it, nobody reads its answer
-        raw = {tensor.name: data for tensor, data in zip(response.outputs, response.raw_output_contents, strict=False)}
-        n, shapes = len(inputs["window"]), _shapes(self.contract)[1]
-        for name, shape in shapes.items():
-            if len(raw.get(name, b"")) != 4 * n * int(np.prod(shape)):
-                raise PartMissing(f"Triton at {self._engine.address} gave {len(raw.get(name, b''))} bytes of {name}, expected "
+        n, raw = len(inputs["window"]), {tensor.name: data for tensor, data in zip(response.outputs, response.raw_output_contents, strict=False)}
+        answer = []
+        for name, (shape, size) in self._outputs.items():
+            data = raw.get(name, b"")
+            if len(data) != n * size:
+                raise PartMissing(f"Triton at {self._engine.address} gave {len(data)} bytes of {name}, expected "
                                   f"{[n, *shape]} float32: is there a numpy 2 beside its python backend?")
-        return [np.frombuffer(raw[name], np.float32).reshape(n, *shape).copy() for name, shape in shapes.items()]
+            answer.append(np.frombuffer(data, np.float32).reshape(n, *shape).copy())
+        return answer
 
     def _slot(self) -> _Slot:
         try:
