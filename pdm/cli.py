@@ -21,6 +21,7 @@ from rich.table import Table
 
 from .alarms_cli import alarms
 from .config import load_settings
+from .engine_cli import engine
 from .errors import InvalidInput, PartMissing, PdmError
 from .process import SignalEvent, find_program
 
@@ -270,6 +271,7 @@ def agent(
 sinks = typer.Typer(invoke_without_command=True)
 app.add_typer(sinks, name="sinks")
 app.add_typer(alarms, name="alarms")
+app.add_typer(engine, name="engine")
 
 
 @sinks.callback()
