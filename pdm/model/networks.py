@@ -54,7 +54,8 @@ class LstmAutoencoder(nn.Module):
         self.features, self.latent = features, min(latent, features)
         self.reader, self.writer = nn.LSTM(features, hidden, batch_first=True), nn.LSTM(self.latent, hidden, batch_first=True)
         self.reader_start, self.writer_start = nn.Linear(features, 2 * hidden), nn.Linear(self.latent, 2 * hidden)
-        self.squeeze, self.draw = nn.Linear(hidden, self.latent), nn.Linear(hidden, features)
+        self.squeeze = nn.Linear(hidden, self.latent)
+        self.draw = nn.Conv1d(hidden, features, 1)  # not Linear: in float16 a product of a transposed array takes ONNX Runtime 1.32 down
 
     def forward(self,
         features: torch.Tensor,             # [window, feature, frame]
@@ -63,8 +64,8 @@ class LstmAutoencoder(nn.Module):
         frames = features.transpose(1, 2)
         latent = self.squeeze(self.reader(frames, self._state(self.reader_start(frames.mean(1))))[0][:, -1])
         repeated = latent[:, None] * torch.ones(frames.shape[1], 1)
-        drawn = self.draw(self.writer(repeated, self._state(self.writer_start(latent)))[0])
-        return drawn.transpose(1, 2), latent[:, :, None]
+        written = self.writer(repeated, self._state(self.writer_start(latent)))[0]
+        return self.draw(written.transpose(1, 2)), latent[:, :, None]
 
     def _state(self, both: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Hidden and cell state, each [1, window, hidden]."
