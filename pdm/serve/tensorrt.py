@@ -23,6 +23,7 @@ from typing import Any, Literal
 from ..errors import CheckFailed, PartMissing
 from ..model.bundle import Bundle, load_bundle
 from .engine import Artifact
+from .precision import NETWORK, reduced
 
 # %% ../../nbs/serve/tensorrt.ipynb #trt011c
 Precision = Literal["fp32", "fp16", "int8"]
@@ -69,7 +70,6 @@ def _graph(bundle: Bundle, precision: Precision) -> bytes:
     onnx = load_bundle(bundle.path, bundle.digest).onnx.read_bytes()
     if precision == "fp32":
         return onnx
-    from pdm.serve.precision import reduced
     windows, conditions = bundle.examples() or (None, None)
     return reduced(onnx, precision, windows, conditions)
 
@@ -100,11 +100,13 @@ def request(
     for part in ("requests", "answers", "engines"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     said = builder.read(folder / "answers" / f"{name}.json")
-    if said is not None and "engine" in said or (folder / "requests" / name).exists():
+    if said and "engine" in said:
+        return name
+    (folder / "answers" / f"{name}.json").unlink(missing_ok=True)
+    if (folder / "requests" / name).exists():
         return name
     onnx = _graph(bundle, precision)
     wish |= {"onnx": sha256(onnx).hexdigest(), "structure": _structure(onnx) if recipe.refit else ""}
-    (folder / "answers" / f"{name}.json").unlink(missing_ok=True)
     builder.put_folder(folder / "requests" / name, {"model.onnx": onnx, "request.json": json.dumps(wish).encode()})
     return name
 
@@ -210,7 +212,7 @@ def build_engine(
 # %% ../../nbs/serve/tensorrt.ipynb #trt032c
 def would_build(
     bundle: Bundle,
-    precisions: tuple[Precision, ...] = (),  # without: all, INT8 only where it carries windows to find the ranges with
+    precisions: tuple[Precision, ...] = (),  # without: all that its network may have; INT8 only where it carries windows to find the ranges with
     recipe: Recipe = Recipe(),
 ) -> dict[Precision, int]:      # bytes of each plan
     "Compile a bundle's graph with TensorRT-RTX, which needs no GPU. Raises `CheckFailed` with the parser's or the builder's reason, `PartMissing` where it is not installed."
@@ -220,7 +222,10 @@ def would_build(
     except builder.Refused as e:
         raise PartMissing("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu12 (Linux, x86_64)") from e
     wish, sizes = _wish(bundle, "fp32", recipe), {}
-    for precision in precisions or _PRECISIONS[: 3 if bundle.examples() else 2]:
+    if not precisions:
+        network = NETWORK.encode() in bundle.onnx.read_bytes()  # a distance or a forest has none that could be reduced
+        precisions = _PRECISIONS[: 1 if not network else 3 if bundle.examples() else 2]
+    for precision in precisions:
         onnx = _graph(bundle, precision)
         try:
             sizes[precision] = len(builder.build(trt, onnx, wish["batch"], {**wish["flags"], "refit": False})[0])
