@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from servers import wait_for
 from tensorrt_stand_in import RECORDED, Cuda, tensorrt
+from test_detectors import KINDS, fit, load_of, vibration
 
 from pdm.errors import CheckFailed, PartMissing
+from pdm.model.bundle import write_bundle
 from pdm.serve import tensorrt as engines
 from pdm.serve.tensorrt import Recipe, answer, build_engine, engine_record, request, watch, withdraw, would_build
 
@@ -324,6 +326,31 @@ def test_a_full_disk_is_an_answer_and_no_engine(folder, tiny_bundle):
         assert answered(folder, tiny_bundle)
 
 
+# would it build? and on a device?
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_builds_in_every_precision_that_its_network_has(kind, tmp_path):
+    windows = vibration(120)
+    det = fit(kind, windows, conditions={"load": load_of(120)})
+    bundle = write_bundle(tmp_path, det.onnx, det.contract, windows[:40], load_of(120)[:40, None])
+    sizes = would_build(bundle)
+    assert list(sizes) == {"conv_ae": ["fp32", "fp16", "int8"], "lstm_ae": ["fp32", "fp16"]}.get(kind, ["fp32"])
+    done = subprocess.run([Path(sys.executable).with_name("polygraphy"), "inspect", "capability", bundle.onnx], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"})
+    assert "Graph is fully supported by TensorRT" in done.stdout, done.stdout + done.stderr
+
+
+def test_verifying_a_device_runs_to_the_end_without_one(tmp_path):
+    report = tmp_path / "report.json"
+    done = subprocess.run([sys.executable, BUILDER.parent.parent / "bootstrap/verify_device.py", "--module", RTX, "--out", report], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = {c["check"]: c for c in json.loads(report.read_text())["checks"]}
+    assert {n for n, c in results.items() if c["result"] == "pass"} == {
+        "machine", "onnx runtime", "device", "too little memory", *(f"{p}: {n}" for p in ("fp32", "fp16", "int8") for n in ("build", "found again"))}
+    assert {c["reason"] for c in results.values() if c["result"] != "pass"} == {"no GPU", "no --engine-url"}
+
+
 # where the builder runs
 
 
@@ -391,6 +418,7 @@ def on_device(monkeypatch, folder):
 
     def work(name, version="10.3.0"):
         monkeypatch.setitem(sys.modules, "tensorrt", tensorrt(version))
+        (folder / "builder.json").write_text(json.dumps(builder.device(sys.modules["tensorrt"])))
         builder.work(folder, name, "tensorrt", 2048)
 
     return work
@@ -402,7 +430,7 @@ def test_a_challenger_of_the_same_architecture_is_refitted(folder, on_device, ma
     records = []
     for bundle in (champion, challenger, other):
         on_device(request(folder, bundle, "fp32", recipe))
-        artifact = answer_of(folder, bundle, recipe)
+        artifact = answer(folder, bundle, "fp32", recipe)
         records.append(engine_record(artifact))
         assert artifact.path.read_bytes().partition(b"\n")[2] == bundle.onnx.read_bytes()
     keys = [builder.digest(builder.canonical(r["parts"])) for r in records]
@@ -414,7 +442,7 @@ def test_an_engine_whose_weights_do_not_fit_is_built(folder, on_device, make_bun
     on_device(request(folder, make_bundle(gain=1.0), "fp32", recipe))
     monkeypatch.setattr(builder, "refit", lambda *_: (_ for _ in ()).throw(builder.Refused("its weights do not fit")))
     on_device(request(folder, make_bundle(gain=2.0), "fp32", recipe))
-    record = engine_record(answer_of(folder, make_bundle(gain=2.0), recipe))
+    record = engine_record(answer(folder, make_bundle(gain=2.0), "fp32", recipe))
     assert record["refitted"] == "" and "its weights do not fit" in record["warnings"][0]
 
 
@@ -423,9 +451,3 @@ def test_timings_are_kept_by_device_and_version(folder, on_device, make_bundle):
     on_device(request(folder, make_bundle(gain=2.0)))
     on_device(request(folder, make_bundle(gain=3.0)), "10.16.1.11")
     assert sorted(p.read_bytes() for p in (folder / "timings").iterdir()) == [b"timings of 10.16.1.11;+", b"timings of 10.3.0;++"]
-
-
-def answer_of(folder, bundle, recipe=Recipe()):  # noqa: B008
-    "What `work` has answered; no builder is at work here."
-    (folder / "builder.json").unlink(missing_ok=True)
-    return answer(folder, bundle, "fp32", recipe)

@@ -394,6 +394,7 @@ def watch(
         for left in [*folder.glob("*/.*"), *folder.glob(".*")]:  # of a builder that was killed
             if time.time() - left.stat().st_mtime > 60:
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        (folder / "builder.json").unlink(missing_ok=True)  # what the last one said of itself, in another image perhaps
         here = _ask_device(module)
         last = 0.0
 

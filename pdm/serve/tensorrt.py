@@ -9,6 +9,7 @@ __all__ = ['Precision', 'TOLERANCES', 'Recipe', 'request', 'withdraw', 'answer',
 # %% ../../nbs/serve/tensorrt.ipynb #trt004c
 import importlib.util
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from typing import Any, Literal
 from ..errors import CheckFailed, PartMissing
 from ..model.bundle import Bundle, load_bundle
 from .engine import Artifact
-from .precision import NETWORK, reduced
+from .precision import reduced
 
 # %% ../../nbs/serve/tensorrt.ipynb #trt011c
 Precision = Literal["fp32", "fp16", "int8"]
@@ -122,6 +123,15 @@ def withdraw(
     builder.remove(Path(folder) / "requests" / builder.request_id(_wish(bundle, precision, recipe)))
 
 # %% ../../nbs/serve/tensorrt.ipynb #trt017c
+def _heartbeat(folder: Path) -> tuple[dict[str, Any], float]:
+    "What the builder says of itself, and how old that is, seconds."
+    try:
+        with (folder / "builder.json").open() as file:
+            return json.load(file), time.time() - os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return {}, float("inf")
+
+
 def answer(
     folder: str | Path,             # shared with the builder
     bundle: Bundle,
@@ -132,22 +142,21 @@ def answer(
     "The engine; where nobody has asked, this asks. Raises `CheckFailed` where it can't be built, with the builder's reason, `PartMissing` where no builder is at work."
     builder, folder = _builder(), Path(folder)
     name = builder.request_id(_wish(bundle, precision, recipe))
-    said, here = (builder.read(folder / place) for place in (f"answers/{name}.json", "builder.json"))
+    place = folder / "answers" / f"{name}.json"
+    said, (here, age) = builder.read(place), _heartbeat(folder)
     if said and "failed" in said:
         raise CheckFailed(f"no {precision} engine of bundle {bundle.digest[:12]}: {said['failed']}")
-    if said:
-        record = builder.entry(folder, said["engine"])
-        if record and (here is None or all(record["parts"][k] == here[k] for k in ("module", "tensorrt", "gpu", "sm"))):
-            return Artifact((folder / "engines" / said["engine"] / "engine.plan").resolve(), precision, TOLERANCES[precision])
-        (folder / "answers" / f"{name}.json").unlink(missing_ok=True)
     request(folder, bundle, precision, recipe)
-    try:
-        age = time.time() - (folder / "builder.json").stat().st_mtime
-    except FileNotFoundError:
-        age = float("inf")
     if age > patience_s:
         seen = f"was last seen {age:.0f} s ago" if here else "was never seen"
         raise PartMissing(f"no builder works on {folder}: it {seen}; it is the second container of Triton's pod, or `predmaint engine build --watch`")
+    if said is None:
+        return None
+    record = builder.entry(folder, said["engine"])
+    if record and all(record["parts"][k] == here[k] for k in ("module", "tensorrt", "gpu", "sm")):
+        return Artifact((folder / "engines" / said["engine"] / "engine.plan").resolve(), precision, TOLERANCES[precision])
+    place.unlink(missing_ok=True)
+    request(folder, bundle, precision, recipe)
     return None
 
 
@@ -212,7 +221,7 @@ def build_engine(
 # %% ../../nbs/serve/tensorrt.ipynb #trt032c
 def would_build(
     bundle: Bundle,
-    precisions: tuple[Precision, ...] = (),  # without: all that its network may have; INT8 only where it carries windows to find the ranges with
+    precisions: tuple[Precision, ...] = (),  # without: all that `pdm.serve.precision` can give its network
     recipe: Recipe = Recipe(),
 ) -> dict[Precision, int]:      # bytes of each plan
     "Compile a bundle's graph with TensorRT-RTX, which needs no GPU. Raises `CheckFailed` with the parser's or the builder's reason, `PartMissing` where it is not installed."
@@ -222,11 +231,13 @@ def would_build(
     except builder.Refused as e:
         raise PartMissing("tensorrt_rtx is not installed: pip install tensorrt-rtx-cu12 (Linux, x86_64)") from e
     wish, sizes = _wish(bundle, "fp32", recipe), {}
-    if not precisions:
-        network = NETWORK.encode() in bundle.onnx.read_bytes()  # a distance or a forest has none that could be reduced
-        precisions = _PRECISIONS[: 1 if not network else 3 if bundle.examples() else 2]
-    for precision in precisions:
-        onnx = _graph(bundle, precision)
+    for precision in precisions or _PRECISIONS:
+        try:
+            onnx = _graph(bundle, precision)
+        except CheckFailed:
+            if precisions:
+                raise
+            continue
         try:
             sizes[precision] = len(builder.build(trt, onnx, wish["batch"], {**wish["flags"], "refit": False})[0])
         except builder.Refused as e:
