@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["signal", "data", "model", "serve", "stream", "loop"]  # a room imports only rooms before it
+<<<<<<< HEAD
 OUTSIDE = {"config", "errors", "process", "plot", "dashboards", "site", "cli", "alarms_cli", "bundle_cli", "demo"}
+=======
+OUTSIDE = {"config", "errors", "process", "plot", "dashboards", "site", "cli", "alarms_cli", "engine_cli", "demo"}
+>>>>>>> 3fda76f738533404126ec09df746b125ff907e91
 LIGHT = {"config", "errors", "process"}  # what rooms may import from outside the rooms
 
 ALLOWED = {  # beyond the standard library and what stands above in this table
