@@ -20,10 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .alarms_cli import alarms
+from .bundle_cli import bundle
 from .config import load_settings
 from .engine_cli import engine
 from .errors import InvalidInput, PartMissing, PdmError
 from .process import SignalEvent, find_program
+from .rollout_cli import triton
 
 # %% ../nbs/cli.ipynb #cli9fc2ea
 app = typer.Typer(name="predmaint", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -271,6 +273,8 @@ def agent(
 sinks = typer.Typer(invoke_without_command=True)
 app.add_typer(sinks, name="sinks")
 app.add_typer(alarms, name="alarms")
+app.add_typer(triton, name="triton")
+app.add_typer(bundle, name="bundle")
 app.add_typer(engine, name="engine")
 
 
