@@ -59,12 +59,14 @@ class Updater:
         self._folder, self._engines = settings.state_dir / "bundles", settings.engine_dir or settings.state_dir / "engines"
         self._wanted: tuple[Wanted, ...] = ()
         self._tries: dict[str, tuple[int, float]] = {}  # by digest: how often in vain, and when again
+        self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
         self.trouble = ""                               # with the file itself
         self.steps: Callable[[Candidate], object] = lambda c: None  # told of each
 
-    def step(self) -> None:
-        "Look at the file, and take every candidate one step further, if it can go."
+    def step(self) -> bool:
+        "Look at the file, and take every candidate one step further, if it can go. Whether one did."
+        self._moved = False
         try:
             self._wanted, self.trouble = read_wanted(desired_file(self._s)), ""
         except InvalidConfig as e:
@@ -86,10 +88,12 @@ class Updater:
                 self._tries[c.digest] = (tries + 1, time.monotonic() + backoff_s(tries, most_s=60.0))
             except PdmError as e:
                 self._move(c, "rolled_back", f"{e}", cause=getattr(e, "reason", "") or type(e).__name__)
+        return self._moved
 
     def _move(self, c: Candidate, after: str, reason: str, **changes: Any) -> None:
         moved = self._rollout.move(c.digest, after, reason, round(self._now_s() * 1e9), **changes)
         if moved.state != c.state:
+            self._moved = True
             log.log(logging.WARNING if after == "rolled_back" else logging.INFO, "%s is %s: %s", c.digest[:12], after, reason)
             self.steps(moved)
 
@@ -345,9 +349,9 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         def work() -> None:
             try:
                 while not stop.is_set():
-                    updater.step()
+                    moved = updater.step()
                     show()
-                    stop.wait(_STEP_S)
+                    stop.wait(0 if moved else _STEP_S)
             except Exception as e:
                 log.exception("the updater failed")
                 died.append(e)
