@@ -281,7 +281,11 @@ def entry(folder: Path, key: str) -> Any:
 
 def prune(folder: Path, most_mb: float, spare: str) -> None:
     "Remove the engines that were used least recently until the rest fits; `spare` stays."
-    found = [(p.stat().st_mtime, sum(f.stat().st_size for f in p.iterdir()), p) for p in (folder / "engines").iterdir() if len(p.name) == 64]
+    found = []
+    for path in (folder / "engines").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been found bad
+            if len(path.name) == 64:
+                found.append((path.stat().st_mtime, sum(f.stat().st_size for f in path.iterdir()), path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total > most_mb * 1e6 and path.name != spare:
