@@ -53,13 +53,15 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 
 @engine.command()
 def check(bundle: Bundle, as_json: Json = False) -> None:
-    "Let TensorRT-RTX read and compile a bundle in each precision that its engine may have. Needs no GPU."
+    "Compare a bundle's operators with TensorRT 10.3's, and let TensorRT-RTX compile it in each precision that it may have. Needs no GPU."
     from pdm.model.bundle import load_bundle
+    from pdm.model.operators import check_operators
     from pdm.serve.tensorrt import would_build
     loaded = load_bundle(bundle)
     if loaded.contract.engine == "onnxruntime":
         _show({"bundle": loaded.digest, "engine": "onnxruntime"}, as_json)  # trees: no TensorRT executes them, and none has to
         return
+    check_operators(loaded.onnx.read_bytes())
     _show({"bundle": loaded.digest, **{f"{precision}_bytes": size for precision, size in would_build(loaded).items()}}, as_json)
 
 

@@ -20,4 +20,4 @@ with TrtRunner(EngineFromBytes(BytesFromPath(plan))) as runner:
         begin = time.perf_counter()
         runner.infer(inputs)
         seconds.append(time.perf_counter() - begin)
-np.savez(to, seconds=seconds, **outputs)
+np.savez(to, seconds=seconds, **outputs)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ and what comes out is told in `pdm.serve.tensorrt`, which asks for engines; this
 """
 
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -81,12 +82,11 @@ def put_folder(path: Path, files: dict) -> bool:
 
 def remove(path: Path) -> None:
     "Remove a folder: it is there whole, or not at all."
-    aside = path.with_name(f".gone-{path.name[:12]}-{os.getpid()}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        aside = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:12]}-")
+        with contextlib.suppress(FileNotFoundError):  # somebody else was first
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def read(path: Path) -> Any:
@@ -281,7 +281,11 @@ def entry(folder: Path, key: str) -> Any:
 
 def prune(folder: Path, most_mb: float, spare: str) -> None:
     "Remove the engines that were used least recently until the rest fits; `spare` stays."
-    found = [(p.stat().st_mtime, sum(f.stat().st_size for f in p.iterdir()), p) for p in (folder / "engines").iterdir() if len(p.name) == 64]
+    found = []
+    for path in (folder / "engines").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been found bad
+            if len(path.name) == 64:
+                found.append((path.stat().st_mtime, sum(f.stat().st_size for f in path.iterdir()), path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
         if total > most_mb * 1e6 and path.name != spare:
@@ -391,9 +395,7 @@ def watch(
             if stop():
                 return
             time.sleep(poll_s)
-        for left in [*folder.glob("*/.*"), *folder.glob(".*")]:  # of a builder that was killed
-            if time.time() - left.stat().st_mtime > 60:
-                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        _sweep(folder)
         (folder / "builder.json").unlink(missing_ok=True)  # what the last one said of itself, in another image perhaps
         here = _ask_device(module)
         last = 0.0
@@ -421,6 +423,14 @@ def watch(
                 if once:
                     return
                 time.sleep(poll_s)
+
+
+def _sweep(folder: Path) -> None:
+    "Remove what was being written when its writer was killed: it is as old as that."
+    for left in [*folder.glob("*/.*"), *folder.glob(".*")]:
+        with contextlib.suppress(FileNotFoundError):  # it has just got its name
+            if time.time() - left.stat().st_mtime > 60:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def _locked(lock: Any) -> bool:
@@ -491,7 +501,8 @@ def main() -> int:
                 signal.signal(number, lambda number, _: stopped.append(number))
             watch(given.folder, lambda: bool(stopped), given.module, given.once, given.most_mb)
         else:
-            Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out it is this process that goes, and not Triton
+            with contextlib.suppress(OSError):  # some containers have a /proc that can't be written
+                Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out it is this process that goes, and not Triton
             try:
                 work(given.folder, given.name, given.module, given.most_mb)
             except (Refused, OSError) as e:
