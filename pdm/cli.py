@@ -330,13 +330,13 @@ _PARTS: list[tuple[str, Callable[[], str], bool, str]] = [
     *((name, lambda name=name: _package(name), True, "make setup")
       for name in ("numpy", "scipy", "onnxruntime", "torch", "pytorch-lightning", "onnx", "mlflow", "paho-mqtt", "tritonclient", "pooch")),
     ("broker: mosquitto", _program("mosquitto"), False, "apt-get install mosquitto (without it the pip broker iotcore serves)"),
-    ("signatures: model-signing", lambda: _package("model-signing"), False, "pip install 'predmaint[signing]' (without it only unsigned bundles run)"),
-    ("bundles by OCI: oras", lambda: _package("oras"), False, "pip install 'predmaint[oci]'"),
-    ("graphs for TensorRT: tensorrt-rtx", lambda: _package("tensorrt-rtx-cu12"), False, "pip install tensorrt-rtx-cu12 (would a graph build on a Jetson?)"),
     ("broker: iotcore", lambda: _package("iotcore"), False, "pip install predmaint[embedded]"),
     ("engine: tritonserver", _triton, False, "make triton-env (without it models run in process)"),
     ("store: influxd", _program("influxd"), False, "apt-get install influxdb"),
     ("warehouse: PostgreSQL", _program("initdb"), False, "apt-get install postgresql"),
+    ("signatures: model-signing", lambda: _package("model-signing"), False, "pip install 'predmaint[signing]' (without it only unsigned bundles run)"),
+    ("bundles by OCI: oras", lambda: _package("oras"), False, "pip install 'predmaint[oci]'"),
+    ("graphs for TensorRT: tensorrt-rtx", lambda: _package("tensorrt-rtx-cu12"), False, "pip install tensorrt-rtx-cu12 (would a graph build on a Jetson?)"),
     ("docs: quarto", _program("quarto"), False, "quarto.org (without it smalldocs serves)"),
     ("prometheus", _program("prometheus"), False, "apt-get install prometheus"),
 ]

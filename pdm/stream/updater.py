@@ -37,6 +37,7 @@ from .versions import installed, record_of, replaces
 # %% ../../nbs/stream/updater.ipynb #updt1b
 log = logging.getLogger(__name__)
 _AWAY_S = 30.0     # an agent that was not heard of for so long is not there
+_KEEP_UP_S = 60.0  # between looks at the engine of what runs, seconds
 
 
 class _NotYet(Exception):
@@ -61,7 +62,8 @@ class Updater:
         self._tries: dict[str, tuple[int, float]] = {}  # by digest: how often in vain, and when again
         self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
-        self.trouble = ""                               # with the file itself
+        self._kept_up = -_KEEP_UP_S
+        self.trouble = ""                               # with the file itself, or with whom to trust
         self.steps: Callable[[Candidate], object] = lambda c: None  # told of each
 
     def step(self) -> bool:
@@ -100,7 +102,7 @@ class Updater:
     def _advance(self, c: Candidate) -> None:
         running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self._wanted}
         if c.state == "promoted" and c.digest == running.digest:
-            return None if c.settled else self._on_probation(c)
+            return self._keep_up(c) if c.settled else self._on_probation(c)
         if c.digest not in wanted or c.state == "rolled_back":
             return None
         if c.state == "promoted":  # once, and another one since
@@ -239,7 +241,7 @@ class Updater:
             raise _NotYet("the agent has not loaded it yet")
         over = compared.windows >= self._s.shadow_windows or self._now_s() - c.since_ns / 1e9 >= 60 * self._s.shadow_minutes
         ruling = in_shadow(compared, over, self._s.rollout_free_mb)
-        self._follow(c, ruling, "promoted")
+        self._follow(c, ruling)
 
     def _on_probation(self, c: Candidate) -> None:
         over = self._now_s() - c.since_ns / 1e9 >= 60 * self._s.probation_minutes
@@ -255,12 +257,25 @@ class Updater:
             self._rollout.settle(c.digest, ruling.reason, round(self._now_s() * 1e9))
             log.info("%s has passed its probation: %s", c.digest[:12], ruling.reason)
         else:
-            self._follow(c, ruling, "promoted")
+            self._follow(c, ruling)
 
-    def _follow(self, c: Candidate, ruling: Ruling, good: str) -> None:
+    def _follow(self, c: Candidate, ruling: Ruling) -> None:
         if ruling.action == "wait":
             raise _NotYet(ruling.reason)
-        self._move(c, good if ruling.action == "promote" else "rolled_back", ruling.reason, cause=ruling.cause)
+        self._move(c, "promoted" if ruling.action == "promote" else "rolled_back", ruling.reason, cause=ruling.cause)
+
+    def _keep_up(self, c: Candidate) -> None:
+        "What runs must go on running: a release that was damaged goes back, an engine that is gone or does not fit its TensorRT any more is built again."
+        compared = self._rollout.compared(c.digest)
+        if compared is not None and compared.failed:
+            return self._follow(c, on_probation(compared, True))
+        if not c.artifact or time.monotonic() < self._kept_up + _KEEP_UP_S:
+            return None
+        self._kept_up = time.monotonic()
+        file, bundle = Path(c.artifact["path"]), load_bundle(self._folder / c.digest, c.digest)
+        now = self._artifact(bundle, c.artifact["precision"]) if file.suffix == ".plan" else None
+        if not file.exists() or now is not None and now.path != file:
+            self._move(c, "wanted", "its engine is gone, or was built by another TensorRT: it is built again")
 
     def _look_at_signatures(self) -> None:
         "When the list of revoked keys changes, and at the start: what is here must still be signed by somebody who is trusted."
@@ -276,7 +291,7 @@ class Updater:
                 except InvalidBundle as e:
                     self._move(c, "rolled_back", f"its signature does not count any more: {e}", cause=e.reason)
                 except PdmError as e:
-                    log.warning("the signature of %s can't be looked at again: %s", c.digest[:12], e)
+                    self.trouble = self.trouble or f"the signature of {c.digest[:12]} can't be looked at again: {e}"
                     return
         self._trusted_as = seen
 
