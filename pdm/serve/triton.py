@@ -186,7 +186,7 @@ class TritonEngine:
         with self._lock:
             self._reach()
             if bundle.digest not in self._canaries:
-                self._canaries[bundle.digest] = Canary.of(InProcessModel(bundle))
+                self._canaries[bundle.digest] = Canary.of(InProcessModel(bundle), bundle.examples())
             canary = self._canaries[bundle.digest]
             model = self._models.setdefault(bundle.digest, TritonModel(self, bundle))
             if self._repository:
