@@ -235,7 +235,7 @@ def test_a_killed_server_costs_no_score_and_is_replaced(embedded, traffic):
 
 
 def test_a_server_that_hangs_costs_no_score(embedded, traffic):
-    embedded.timeout_s = 0.5
+    embedded.connection.timeout_s = 0.5
     os.kill(embedded.server.pid, signal.SIGSTOP)
     wait_for(lambda: traffic.active == "inprocess")
     os.kill(embedded.server.pid, signal.SIGCONT)
@@ -254,7 +254,7 @@ def test_a_guard_starts_without_its_engine_and_goes_there_when_it_comes(server, 
         with Guarded(engine, tiny_bundle, retry_s=0.1) as guard:
             assert guard.infer(np.ones((1, 2, 64), np.float32)).engine == "inprocess"
             assert "127.0.0.1:1" in guard.reason
-            engine._connect(server.address)  # the server came
+            engine.connection.open(server.address)  # the server came
             wait_for(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton")
 
 
@@ -368,7 +368,7 @@ os.kill(os.getpid(), 9)
     dead.wait()
 
     def regions(engine):
-        status = engine._call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest())
+        status = engine.connection.call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest())
         return [name for name in status.regions if f"-{dead.pid}-" in name]
 
     with TritonEngine(f"grpc://{server.address}") as engine:

@@ -118,7 +118,7 @@ def test_a_bad_request_is_refused_with_its_reason_and_the_others_are_answered(en
     wait_for(lambda: scores)
     try:
         with pytest.raises(PartMissing, match=f"INVALID_ARGUMENT.*{said}"):
-            engine._call("ModelInfer", request(model, **inputs))
+            engine.connection.call("ModelInfer", request(model, **inputs))
         seen = len(scores)
         wait_for(lambda: len(scores) > seen + 1)
     finally:
@@ -256,7 +256,7 @@ class Elsewhere:
 def killed(place, step, before):
     "Kill the server, once, when the engine comes to a step: before it does it, or after."
     call, done = step[0].isupper(), []
-    owner, name = (place.engine, "_call") if call else (place.engine._repository, step)
+    owner, name = (place.engine.connection, "call") if call else (place.engine._repository, step)
     real = getattr(owner, name)
 
     def deadly(what, *args, **kwargs):
