@@ -415,6 +415,8 @@ def mutations(draw):
 
     def apply(folder: Path) -> None:
         file, data = folder / name, (folder / name).read_bytes()
+        if how in ("rename", "swap") and (folder / other).is_dir():
+            return
         if how == "flip":
             place = at % len(data)
             file.write_bytes(data[:place] + bytes([data[place] ^ (1 << at % 8)]) + data[place + 1:])
