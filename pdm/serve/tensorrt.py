@@ -24,7 +24,7 @@ from typing import Any, Literal
 from ..errors import CheckFailed, PartMissing
 from ..model.bundle import Bundle, load_bundle
 from .engine import Artifact
-from .precision import reduced
+from .precision import graph_of
 
 # %% ../../nbs/serve/tensorrt.ipynb #trt011c
 Precision = Literal["fp32", "fp16", "int8"]
@@ -66,15 +66,6 @@ def _wish(bundle: Bundle, precision: Precision, recipe: Recipe) -> dict[str, Any
     return {"bundle": bundle.digest, "precision": precision, "batch": recipe.batches(bundle), "flags": flags, "by": metadata.version("predmaint")}
 
 
-def _graph(bundle: Bundle, precision: Precision) -> bytes:
-    "The bundle's graph, its network in the precision asked for. Raises `CheckFailed` where there are no windows to find INT8's ranges with."
-    onnx = load_bundle(bundle.path, bundle.digest).onnx.read_bytes()
-    if precision == "fp32":
-        return onnx
-    windows, conditions = bundle.examples() or (None, None)
-    return reduced(onnx, precision, windows, conditions)
-
-
 def _structure(onnx: bytes) -> str:
     "A digest of the graph without the values of its weights: two that share it can be refitted into each other."
     try:
@@ -106,7 +97,7 @@ def request(
     (folder / "answers" / f"{name}.json").unlink(missing_ok=True)
     if (folder / "requests" / name).exists():
         return name
-    onnx = _graph(bundle, precision)
+    onnx = graph_of(load_bundle(bundle.path, bundle.digest), precision)
     wish |= {"onnx": sha256(onnx).hexdigest(), "structure": _structure(onnx) if recipe.refit else ""}
     builder.put_folder(folder / "requests" / name, {"model.onnx": onnx, "request.json": json.dumps(wish).encode()})
     return name
@@ -233,7 +224,7 @@ def would_build(
     wish, sizes = _wish(bundle, "fp32", recipe), {}
     for precision in precisions or _PRECISIONS:
         try:
-            onnx = _graph(bundle, precision)
+            onnx = graph_of(load_bundle(bundle.path, bundle.digest), precision)
         except CheckFailed:
             if precisions:
                 raise

@@ -7,6 +7,7 @@ __all__ = ['log', 'Updater', 'running', 'main']
 
 # %% ../../nbs/stream/updater.ipynb #updt0d
 import fcntl
+import json
 import logging
 import os
 import threading
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..config import AssetRecord, Settings, load_assets
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, PartMissing, PdmError
-from ..model.bundle import Bundle, CalibrationRecord, Contract, load_bundle
+from ..model.bundle import Bundle, CalibrationRecord, Contract, Model, load_bundle
 from ..model.signature import Trust, verify
 from ..model.transport import fetch
 from ..serve.engine import Artifact, Engine, InProcess, open_engine
@@ -177,43 +178,41 @@ class Updater:
 
     def _build(self, c: Candidate) -> None:
         bundle = load_bundle(self._folder / c.digest, c.digest)
-        records, tried = list(self._records(c.digest, bundle.contract).values()), list[Artifact | None]()
+        records, tried, own = list(self._records(c.digest, bundle.contract).values()), list[Artifact | None](), bundle.onnx.resolve()
 
-        def build(precision: str) -> Artifact | None:
+        def build(precision: str) -> Artifact:
             artifact = self._artifact(bundle, precision)
             self._move(c, "built", f"{precision}", artifact=_told(artifact))
             return artifact
 
-        def load(artifact: Artifact | None) -> Any:
-            tried.append(artifact)
+        def load(artifact: Artifact) -> Model:
+            tried.append(artifact if self._tensorrt(bundle) or artifact.path != own else None)
             try:
-                return self._engine.load(bundle, artifact)
+                return self._engine.load(bundle, tried[-1])
             except PartMissing as e:
                 raise _NotYet(f"it is compared when the engine is back: {e}") from e
 
         chosen = choose(bundle, records, self._s.engine_precision, build, load)
-        artifact = chosen.artifact
-        if artifact is None and self._tensorrt(bundle):
-            artifact = Artifact(bundle.onnx.resolve())  # no plan: ONNX Runtime executes it, in the agent
-        for other in tried:
-            if other != artifact:
-                self._engine.unload(bundle, other)
+        artifact, engine = chosen.artifact, self._engine
+        if artifact is None or artifact.path == own:  # as it is; without a plan ONNX Runtime executes it, where Triton can't in the agent
+            artifact, engine = (Artifact(own), InProcess()) if self._tensorrt(bundle) else (None, engine)
+        for other in {t for t in tried if _told(t).get("path") != _told(artifact).get("path")}:
+            self._engine.unload(bundle, other)
+        engine.load(bundle, artifact)
         reason = "; ".join((f"{chosen.precision}", *chosen.reasons))
-        self._move(c, "parity", reason, artifact=_told(artifact), parity=chosen.parity.to_dict() if chosen.parity else {})
+        self._move(c, "parity", reason, artifact=_told(artifact), parity=json.loads(chosen.parity.to_json()) if chosen.parity else {})
 
     def _tensorrt(self, bundle: Bundle) -> bool:
         return profile_of(self._s.engine_profile).of(bundle.contract).backend == "tensorrt"
 
-    def _artifact(self, bundle: Bundle, precision: Any) -> Artifact | None:
-        "What this machine would execute at a precision. Raises `_NotYet` while a builder is at work, `CheckFailed` where there is no such thing."
+    def _artifact(self, bundle: Bundle, precision: Any) -> Artifact:
+        "What this machine would execute at a precision; the bundle's own graph is one, too. Raises `_NotYet` while a builder is at work, `CheckFailed` where there is no such thing."
         if self._tensorrt(bundle):
             from pdm.serve.tensorrt import Recipe, answer
             if (found := answer(self._engines, bundle, precision, Recipe(workspace_mb=self._s.engine_workspace_mb))) is None:
                 raise _NotYet(f"the builder is at work on {precision}")
             return found
-        if precision == "fp32":
-            return None
-        return _reduced(bundle, precision, self._engines)
+        return Artifact(bundle.onnx.resolve()) if precision == "fp32" else _reduced(bundle, precision, self._engines)
 
     # shadow, promoted
 
@@ -298,11 +297,10 @@ class Updater:
 
 def _reduced(bundle: Bundle, precision: Literal["fp16", "int8"], folder: Path) -> Artifact:
     "The bundle's graph with its network reduced, in a file of its own. Raises `CheckFailed` where there is nothing to reduce."
-    from pdm.serve.precision import reduced
+    from pdm.serve.precision import graph_of
     file = folder / f"{bundle.digest}.{precision}.onnx"
     if not file.exists():
-        windows, conditions = bundle.examples() or (None, None)
-        graph = reduced(bundle.onnx.read_bytes(), precision, windows, conditions)
+        graph = graph_of(bundle, precision)
         folder.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(".writing")
         aside.write_bytes(graph)
