@@ -23,6 +23,7 @@ from .model.folder import SIGNATURE, plain_files
 from .model.signature import Signer, Trust
 from .model.signature import sign as sign_folder
 from .model.signature import verify as verify_folder
+from .model.transport import gather
 
 # %% ../nbs/bundle_cli.ipynb #bcli6
 def records_of(
@@ -118,7 +119,7 @@ def sign(
     as_json: Json = False,
 ) -> None:
     "Sign a bundle, and the calibration that is released with it."
-    signed = [sign_folder(folder, key, certificate, chain or [], keyless) for folder in _folders(path)]
+    signed = [sign_folder(folder, key, certificate, chain or [], keyless) for folder in gather(_folders(path)[0])]
     _tell({"signatures": [str(s) for s in signed]}, as_json)
 
 

@@ -107,16 +107,14 @@ def deploy(
     wait: Wait = False,
 ) -> None:
     "Say that a bundle should run here. A folder is published first, with the calibrations beside it."
-    from pdm.model.transport import fetch, push
+    from pdm.model.transport import push
     settings = load_settings()
     rollout = Rollout(settings.state_dir / "rollout.db")
     if Path(bundle).is_dir():
         path, here = Path(bundle).resolve(), settings.state_dir / "bundles"
         digest, name = path.name, load_bundle(path).contract.name
-        if settings.bundle_url:
-            push(path, settings.bundle_url)
-        elif path.parent != here.resolve():
-            fetch(f"file:{path.parent}", digest, here, round(settings.bundle_max_mb * 1e6), anew=True)
+        if settings.bundle_url or path.parent != here.resolve():
+            push(path, settings.bundle_url or f"file:{here}")
     else:
         digest, name = bundle, _name_of(settings, rollout, bundle)
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
