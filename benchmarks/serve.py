@@ -5,6 +5,10 @@ Windows are 2 x 2048 float32, the model is the demo's conv_ae, ONNX Runtime has 
 `client_ratio`: windows a second through our client over those through tritonclient's gRPC written by hand, in whichever way is the faster at that size of
 batch, with system shared memory or without; the worst of batches of 1, 8 and 32. Ours has to look at every window as well, and refuse what is none. What
 tritonclient makes of HTTP stands in the table beside it.
+
+`swap_failed_requests`, `swap_wrong_version_verdicts`, `swap_worst_latency_ratio`: twenty deployments and a rollback under steady load, with the real broker, agent and
+updater as processes: windows that got no verdict, or one of the fallback; verdicts that are not what the bundle says that they name; and the worst time from when
+a window was due until it was acknowledged, over the 99th percentile while nothing was changed, before, between and after.
 """
 
 import statistics
@@ -20,6 +24,7 @@ import psutil
 from _bench import arguments, check, report
 from _edge_parts import fitted, healthy_windows
 from _edge_triton import Ask, Clients
+from _serve_swap import CHECKS, swaps
 
 from pdm.errors import PartMissing
 from pdm.model.bundle import write_bundle
@@ -27,7 +32,7 @@ from pdm.process import free_port
 from pdm.serve.server import TritonServer
 from pdm.serve.triton import TritonEngine
 
-NAMES = {"clients": ["client_ratio >= 0.95"], "ten": []}  # parts, and what each checks
+NAMES = {"swaps": CHECKS, "clients": ["client_ratio >= 0.95"], "ten": []}  # parts, and what each checks
 OURS = ["ours", "ours, in the message"]
 BARE = ["gRPC", "gRPC, shared memory", "HTTP", "HTTP, shared memory"]
 
@@ -82,6 +87,13 @@ def clients(b: Bench) -> None:
     b.tables["our client over tritonclient, windows a second"] = ratios
 
 
+def change(b: Bench) -> None:
+    "Swaps under load."
+    checks, tables = swaps(b.folder, b.quick, b.stack, b.bundle, b.record, b.batch)
+    b.checks += checks
+    b.tables |= tables
+
+
 def memory_mb(server: TritonServer) -> float:
     "Of the server and its stubs; what they share is counted once (PSS)."
     family = [p := psutil.Process(server.pid), *p.children()]
@@ -106,7 +118,7 @@ def ten(b: Bench) -> None:
 
 
 def main() -> None:
-    work: dict[str, Callable[[Bench], None]] = {"clients": clients, "ten": ten}
+    work: dict[str, Callable[[Bench], None]] = {"swaps": change, "clients": clients, "ten": ten}
     started, args = time.perf_counter(), arguments(__doc__ or "", list(work))
     checks, tables, seconds = list[dict](), dict[str, Any](), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

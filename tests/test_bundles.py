@@ -325,6 +325,8 @@ def test_a_keyless_signature_is_believed_by_sigstore_or_not_at_all(copy, keys):
     with pytest.raises((PartMissing, UntrustedBundle), match="need the network|nobody that is trusted"):  # without a network, and with one
         verify(copy, Trust(identities=("mia@acme.example@https://accounts.acme.example",)))
     assert refused(lambda: verify(copy, Trust(keys=(keys.public("release"),)))) == "untrusted"
+    with pytest.raises(InvalidConfig, match="expected identity@issuer"):
+        verify(copy, Trust(identities=("mia@acme.example",)))
 
 
 # --- what is in it
@@ -413,6 +415,8 @@ def mutations(draw):
 
     def apply(folder: Path) -> None:
         file, data = folder / name, (folder / name).read_bytes()
+        if how in ("rename", "swap") and (folder / other).is_dir():
+            return
         if how == "flip":
             place = at % len(data)
             file.write_bytes(data[:place] + bytes([data[place] ^ (1 << at % 8)]) + data[place + 1:])
@@ -461,6 +465,29 @@ def test_a_bundle_that_was_changed_in_any_way_is_refused_and_nothing_breaks(good
 
 json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
 fields = st.dictionaries(st.sampled_from([*Contract.model_fields, "more"]), json_values, max_size=4)
+
+
+PLACES = ["mediaType", "verificationMaterial", "verificationMaterial.publicKey", "verificationMaterial.publicKey.hint", "verificationMaterial.certificate",
+          "verificationMaterial.x509CertificateChain", "dsseEnvelope", "dsseEnvelope.payload", "dsseEnvelope.payloadType", "dsseEnvelope.signatures",
+          "dsseEnvelope.signatures.0", "dsseEnvelope.signatures.0.sig", "dsseEnvelope.signatures.0.keyid"]
+harmless = ("mediaType", "dsseEnvelope.signatures.0.keyid")  # nobody reads these
+
+
+@given(place=st.sampled_from(PLACES), value=json_values | st.just({"certificates": [{"rawBytes": "MAA="}]}) | st.just({"rawBytes": "MAA="}))
+def test_a_signature_that_was_changed_anywhere_is_refused_and_nothing_breaks(good, trust, tmp_path_factory, place, value):
+    folder = Path(shutil.copytree(good.path, tmp_path_factory.mktemp("fuzz") / good.digest))
+    letter = json.loads((folder / SIGNATURE).read_bytes())
+    *way, last = (int(step) if step.isdigit() else step for step in place.split("."))
+    inner = letter
+    for step in way:
+        inner = inner[step]
+    inner[last] = value
+    (folder / SIGNATURE).write_text(json.dumps(letter))
+    try:
+        assert verify(folder, trust).subject == "release.pub" and (place in harmless or value is None)
+    except UntrustedBundle as e:
+        assert e.reason in ("malformed_signature", "untrusted", "not_for_signing")
+    shutil.rmtree(folder.parent)
 
 
 @given(change=fields, raw=st.binary(max_size=60) | st.none())

@@ -14,20 +14,22 @@ import numpy as np
 import onnx
 import pytest
 from conftest import rms_graph
-from edge_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
-from pdm.stream.updater import Updater, desired_file, status
-from pdm.stream.updater import running as updater_running
+from edge_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.config import load_assets
 from pdm.data.window import decode_ack
-from pdm.errors import InvalidConfig
+from pdm.errors import InvalidConfig, PartMissing
 from pdm.model.bundle import Contract, write_bundle
-from pdm.serve.engine import InProcess
+from pdm.model.signature import Trust, sign, verify
+from pdm.serve.engine import Engine, InProcess
+from pdm.serve.triton import TritonEngine
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
 from pdm.stream.journal import Journal
 from pdm.stream.rollout import STATES, Rollout, Wanted
+from pdm.stream.updater import Updater, desired_file, status
+from pdm.stream.updater import running as updater_running
 from pdm.stream.versions import Follower, Models
 
 pytestmark = pytest.mark.timeout(180)
@@ -63,10 +65,11 @@ class Line:
     def want(self, *lines: str) -> None:
         desired_file(self.settings).write_text("\n".join(lines))
 
-    def start(self) -> None:
+    def start(self, engine: Engine | None = None) -> None:
         self.bus, self.journal = Hand(), Journal(self.site.journal_file)
-        self.engine = InProcess()
-        self.follower = Follower(self.file, self.records, Models(self.engine), self.bundles)
+        self.engine = engine or InProcess()
+        self.models = Models(self.engine)
+        self.follower = Follower(self.file, self.records, self.models, self.bundles)
         self.agent = Agent(self.bus, self.journal, self.follower.own(self.journal), diagnose, batch=8)
         self.agent.start()
         self.follower.start(self.agent)
@@ -74,7 +77,13 @@ class Line:
     def stop(self) -> None:
         self.follower.stop()
         self.agent.stop(2.0)
+        self.engine.close()
+        self.models.close()
         self.journal.close()
+
+    def served(self) -> list[str]:
+        "The digests in the repository of the agent's Triton."
+        return sorted(f.read_text().split()[1] for f in self.engine.server.repository.glob("*/*/digest"))
 
     def send(self, windows: int, level: float = 1.0) -> None:
         "So many windows of each fan, and wait until they are acknowledged."
@@ -404,3 +413,210 @@ def test_a_bundle_without_a_calibration_or_one_that_would_lose_a_promise_never_c
     line.want(lent)
     assert "would lose its promise" in run(line, updater, lent, "rolled_back").reason
     assert line.check_every_verdict() == {line.site.bundle.digest}
+
+
+# bundles that are no good, and disks that are full
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    "Private and public keys of two people, by name."
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("release", "stranger"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        (folder / name).write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+        (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return folder
+
+
+def signed(line, digest: str, key: Path) -> str:
+    for folder in (digest, f"{digest}.calibration"):
+        sign(line.bundles / folder, key)
+    return digest
+
+
+def unsigned(line, keys):
+    return line.release(1.3)
+
+
+def by_a_stranger(line, keys):
+    return signed(line, line.release(1.31), keys / "stranger")
+
+
+def with_a_changed_byte(line, keys):
+    digest = signed(line, line.release(1.32), keys / "release")
+    file = line.bundles / digest / "model.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    return digest
+
+
+def with_a_file_too_many(line, keys):
+    digest = signed(line, line.release(1.33), keys / "release")
+    (line.bundles / digest / "run_me.py").write_text("print('hello')")
+    return digest
+
+
+def with_a_calibration_slipped_in(line, keys):
+    digest = signed(line, line.release(1.34), keys / "release")
+    file = line.bundles / f"{digest}.calibration" / "calibration.json"
+    file.write_text(file.read_text().replace('"threshold_db":6.0', '"threshold_db":60.0'))
+    return digest
+
+
+def with_no_graph(line, keys):
+    return signed(line, line.release(graph=b"not a graph"), keys / "release")
+
+
+def of_another_graph(line, keys):
+    return signed(line, line.release(graph=rms_graph(3, SAMPLES, 1.0, 0)), keys / "release")
+
+
+def for_another_machine(line, keys):
+    return signed(line, line.release(1.35, name="pump"), keys / "release")
+
+
+def for_another_rate(line, keys):
+    return signed(line, line.release(1.36, rate_hz=2048.0), keys / "release")
+
+
+def older(line, keys):
+    first = signed(line, line.release(1.37, revision=7), keys / "release")
+    line.follow(first, "promoted")
+    line.rollout.settle(first, "as the test says")
+    wait_for(lambda: line.rollout.observed().get("motor", ("",))[0] == first)
+    return signed(line, line.release(1.38, revision=6), keys / "release")
+
+
+@pytest.mark.parametrize("bad, says", [
+    (unsigned, "not signed"), (by_a_stranger, "nobody that is trusted"), (with_a_changed_byte, "model.onnx"), (with_a_file_too_many, "run_me.py"),
+    (with_a_calibration_slipped_in, "calibration.json"), (with_no_graph, "cannot read the graph"), (of_another_graph, "its contract says"),
+    (for_another_machine, "no stream here takes pump"), (for_another_rate, "no stream here takes motor"), (older, "is older")], ids=lambda x: getattr(x, "__name__", "says"))
+def test_a_bundle_that_is_no_good_never_comes_to_judge_and_is_not_tried_again(line, keys, bad, says):
+    updater = updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False)
+    digest = bad(line, keys)
+    before = line.rollout.running()
+    line.want(digest)
+    c = run(line, updater, digest, "rolled_back")
+    assert says in c.reason
+    steps = len(line.rollout.audit(digest))
+    updater.step()
+    assert len(line.rollout.audit(digest)) == steps and line.rollout.running() == before
+    line.send(2)
+    assert digest not in line.check_every_verdict()
+
+
+def test_a_key_that_is_revoked_brings_what_it_had_signed_back_to_what_was_before(line, keys, tmp_path):
+    revoked = tmp_path / "revoked"
+    revoked.write_text("# nobody yet\n")
+    updater = updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False, revoked_keys=revoked)
+    new = signed(line, line.release(1.05), keys / "release")
+    line.want(new)
+    run(line, updater, new, "promoted")
+    line.until(lambda: line.rollout.observed()["motor"][0] == new)
+    revoked.write_text(f"{verify(line.bundles / new, Trust(keys=(keys / 'release.pub',))).fingerprint}  # the laptop was stolen\n")
+    updater.step()
+    c = line.rollout.candidate(new)
+    assert c.state == "rolled_back" and "revoked" in c.reason
+    line.until(lambda: line.rollout.observed()["motor"][0] == "")
+    line.send(2)
+    assert line.verdicts()[-1].model == line.site.bundle.digest
+
+
+def test_nobody_trusted_is_a_setting_that_can_be_corrected_and_no_verdict_on_the_bundle(line, keys):
+    new = signed(line, line.release(1.05), keys / "release")
+    line.want(new)
+    updater = updater_of(line, unsigned_bundles=False)
+    for _ in range(3):
+        updater.step()
+    c = line.rollout.candidate(new)
+    assert c.state == "fetched" and "trusted_keys" in c.reason
+    run(line, updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False), new, "promoted")
+
+
+_SMALL_DISK = textwrap.dedent("""
+    import resource, signal
+    from pdm.config import load_assets, load_settings
+    from pdm.serve.engine import InProcess
+    from pdm.stream.rollout import Rollout
+    from pdm.stream.updater import Updater
+    settings = load_settings()
+    rollout = Rollout(settings.state_dir / "rollout.db")
+    updater = Updater(settings, rollout, load_assets(settings.assets), InProcess())
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))
+    for _ in range(3):
+        updater.step()
+""")
+
+
+def test_a_disk_that_is_full_while_a_bundle_is_staged_costs_nothing_but_time(line, tmp_path):
+    def heavy(graph, node):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(2**20, np.float32), "ballast"))
+
+    new = line.release(graph=edited(heavy))
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    for folder in (new, f"{new}.calibration"):
+        (line.bundles / folder).rename(shelf / folder)
+    line.want(new)
+    changes = {"bundle_url": f"file:{shelf}"}
+    env = {**os.environ, **{f"PREDMAINT_{k}": str(v) for k, v in {
+        "STATE_DIR": line.settings.state_dir, "ASSETS": line.settings.assets, "UNSIGNED_BUNDLES": "true", "BUNDLE_URL": f"file:{shelf}"}.items()}}
+    subprocess.run([sys.executable, "-c", _SMALL_DISK], env=env, check=True, timeout=60)
+    c = line.rollout.candidate(new)
+    assert c.state == "wanted" and "can't be written" in c.reason
+    assert [p.name for p in line.bundles.iterdir() if not p.name.startswith(".fetching")] == []  # nothing half
+    run(line, updater_of(line, **changes), new, "promoted")
+    assert line.check_every_verdict() <= {line.site.bundle.digest, new}
+
+
+# with the real tritonserver
+
+
+@pytest.fixture
+def triton_line(make_bundle, tmp_path):
+    try:
+        engine = TritonEngine("embedded:")
+    except PartMissing as e:
+        pytest.skip(f"make triton-env ({e})")
+    made = Line(tmp_path / "site", make_bundle)
+    made.start(engine)
+    yield made
+    made.stop()
+    made.rollout.close()
+
+
+@pytest.mark.integration
+def test_triton_killed_at_each_step_of_a_rollout_loses_no_window_and_ends_with_the_new_version_served(triton_line):
+    line = triton_line
+    line.until(lambda: line.verdicts() and line.verdicts()[-1].engine == "triton")
+    killed = set()
+
+    def kill(state):
+        if state not in killed and line.engine.server.alive:
+            killed.add(state)
+            os.kill(line.engine.server.pid, signal.SIGKILL)
+
+    new = line.release(1.05)
+    line.want(new)
+    updater = updater_of(line, probation_minutes=0.05)
+
+    def there():
+        updater.step()
+        c = line.rollout.candidate(new)
+        if c.state in ("shadow", "promoted"):
+            kill(c.state)
+        if c.state == "promoted" and line.rollout.observed()["motor"][0] == new:
+            kill("exchanged")
+        return c.state == "promoted" and len(killed) == 3
+
+    line.until(there)
+    line.until(lambda: line.verdicts()[-1].engine == "triton" and line.verdicts()[-1].model == new)
+    line.until(lambda: updater.step() or line.rollout.candidate(new).settled)
+    line.send(4)
+    assert line.check_every_verdict() == {line.site.bundle.digest, new}
+    assert {r.engine for r in line.verdicts()} == {"triton", "inprocess"}
+    wait_for(lambda: line.served() == [new])  # the former one is retired

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["signal", "data", "model", "serve", "stream", "loop"]  # a room imports only rooms before it
-OUTSIDE = {"config", "errors", "process", "plot", "dashboards", "site", "cli", "alarms_cli", "bundle_cli", "demo"}
+OUTSIDE = {"config", "errors", "process", "plot", "dashboards", "site", "cli", "alarms_cli", "bundle_cli", "engine_cli", "rollout_cli", "demo"}
 LIGHT = {"config", "errors", "process"}  # what rooms may import from outside the rooms
 
 ALLOWED = {  # beyond the standard library and what stands above in this table
@@ -19,7 +19,7 @@ ALLOWED = {  # beyond the standard library and what stands above in this table
     "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib",
               "model_signing", "sigstore", "cryptography", "oras"},
     "serve": {"tritonclient", "grpc", "google"},
-    "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "urllib3", "psycopg", "google", "prometheus_client"},
+    "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "urllib3", "psycopg", "google", "prometheus_client", "psutil"},
 }
 EDGE = [
     "pdm", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",

@@ -19,7 +19,8 @@ _SINCE = {  # TensorRT: what its table has for the first time
     "4.0": "Gather ReduceMax ReduceMean ReduceMin ReduceSum Squeeze TopK",
     "5.1": "Abs Add Clip Concat Conv ConvTranspose Div Exp Flatten Gemm Identity Log MatMul Max Min Mul Neg Pow Relu Reshape Shape Sigmoid "
            "Slice Split Sqrt Sub Tanh Transpose Unsqueeze",
-    "7.0": "Cast Expand LSTM",  # Cast of 5.1 knew float16 to float32 only
+    "7.0": "Cast Expand",  # Cast of 5.1 knew float16 to float32 only
+    "7.2": "LSTM",
     "8.0": "DequantizeLinear QuantizeLinear",  # in the table of 7.0, but one scale for a whole tensor
     "8.5": "Reciprocal",  # in the tables of 5.1 and 6.0, not in those of 7.0 to 8.4
 }

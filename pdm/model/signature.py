@@ -45,7 +45,10 @@ def sign(
         except (OSError, ValueError, TypeError, AttributeError) as e:  # no file; no PEM, another curve; a password; no EC key
             raise InvalidInput(f"{key} can't sign ({e}): expected a private key in PEM, EC P-256, P-384 or P-521, without a password, and its own "
                                "certificate where one is given") from e
-    handle, aside = tempfile.mkstemp(dir=folder.parent, prefix=".signing-")
+    try:
+        handle, aside = tempfile.mkstemp(dir=folder.parent, prefix=".signing-")
+    except OSError as e:
+        raise PartMissing(f"{folder.parent} can't be written ({e.strerror}): check the space left and the rights there") from e
     os.close(handle)
     try:
         with _sigstore_reached(keyless):
@@ -234,6 +237,8 @@ def _candidates(claim: Claim, trust: Trust, revoked: frozenset[str]) -> Iterator
     else:
         for identity in trust.identities:
             name, _, issuer = identity.rpartition("@")
+            if not name or not issuer.startswith("https://"):
+                raise InvalidConfig(f"trusted_identities: {identity!r} names no signer: expected identity@issuer, the issuer with https://")
             with _sigstore_reached():
                 verifier = _configuration("verifying").use_sigstore_verifier(identity=name, oidc_issuer=issuer)
             yield Signer("keyless", claim.holders[0].fingerprint, identity), verifier

@@ -117,14 +117,12 @@ def _quantised(
                           f"({', '.join(QUANTISED)}); fp16 reaches all of them")
     if windows is None or not len(windows):
         raise CheckFailed("int8 needs healthy windows to find its ranges, and the bundle carries none: export it again")
+    feeds = _feeds(model, windows, conditions)
 
     class Windows(CalibrationDataReader):
         "What `quantize_static` reads from."
-        def __init__(self) -> None:
-            self.feeds = _feeds(model, windows, conditions)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
-            return next(self.feeds, None)
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(feeds, None)
 
     root, before = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)  # it recommends to rewrite the graph first, whatever it is given

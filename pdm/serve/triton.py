@@ -80,7 +80,7 @@ class TritonEngine:
         with self._lock:
             self._reach()
             if bundle.digest not in self._canaries:
-                self._canaries[bundle.digest] = Canary.of(InProcessModel(bundle))
+                self._canaries[bundle.digest] = Canary.of(InProcessModel(bundle), bundle.examples())
             canary = self._canaries[bundle.digest]
             model = self._models.setdefault(_key(bundle, artifact), TritonModel(self.connection, bundle, self.profile, artifact))
             tolerance = artifact.tolerance if artifact else self.tolerance

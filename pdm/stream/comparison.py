@@ -14,8 +14,6 @@ from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
-from scipy.special import pdtrc
-
 
 # %% ../../nbs/stream/comparison.ipynb #comp1b
 Side = Literal["main", "beside"]
@@ -129,6 +127,15 @@ class Ruling(NamedTuple):
     cause: str = ""   # in one word, for counters: load, errors, memory, latency, agreement, alarms, missed or fallback
 
 
+def _chance(
+    alarms: int,
+    expected: float,
+) -> float:
+    "Of so many alarms or more, where so many are expected: Poisson."
+    from scipy.special import pdtrc
+    return float(pdtrc(alarms - 1, expected))
+
+
 def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float, at_the_end: bool) -> Ruling | None:
     "Why the version on that side is not fit to be champion; None: nothing is known against it."
     back = partial(Ruling, "roll back")
@@ -148,9 +155,9 @@ def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float
         if windows >= FEWEST and agreed < (least := c.least_agreement[stream]) * windows:
             return back(f"{stream}: the versions agree on {agreed} of {windows} windows ({agreed / windows:.0%}), at least {least:.0%} was expected", "agreement")
     alarms, promised = c.alone.get(side, 0), c.expected.get(side, 0.0)
-    if alarms > 0 and pdtrc(alarms - 1, promised) < chance:
+    if alarms > 0 and _chance(alarms, promised) < chance:
         return back(f"it raised {alarms} alarms that the other version did not, in {c.running_s / 3600:.2g} running hours in which {promised:.2g} were promised "
-                    f"at most (chance {pdtrc(alarms - 1, promised):.1g})", "alarms")
+                    f"at most (chance {_chance(alarms, promised):.1g})", "alarms")
     return None
 
 

@@ -236,6 +236,7 @@ class Follower:
         self._released: dict[str, set[Key]] = {}          # by type: streams that are not as installed
         self._failed: dict[str, float] = {}               # by digest: when to try again
         self._kept_s = self._looked_s = 0.0
+        self._agent: Exchanger | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow_forever, name="versions", daemon=True)
 
@@ -272,10 +273,14 @@ class Follower:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(5)
-        for name, shadow in list(self._agent.shadows.items()) if hasattr(self, "_agent") else ():
+        for name, shadow in list(self._agent.shadows.items()) if self._agent else ():
             shadow.close()
             self._report(name, keep=True)
         self._rollout.close()
+
+    def _at_work(self) -> Exchanger:
+        assert self._agent is not None, "start comes first"
+        return self._agent
 
     def _follow_forever(self) -> None:
         while not self._stop.wait(_LOOK_S):
@@ -303,7 +308,7 @@ class Follower:
         for name in self._streams:
             self._report(name, keep, now - self._looked_s if self._looked_s else 0.0)
         self._looked_s, self._kept_s = now, now if keep else self._kept_s
-        self._models.keep_only([v.model for vs in (*self._versions.values(), *(s.versions for s in self._agent.shadows.values())) for v in vs.values()])
+        self._models.keep_only([v.model for vs in (*self._versions.values(), *(s.versions for s in list(self._at_work().shadows.values()))) for v in vs.values()])
 
     def _choices(self, name: str, digest: str) -> dict[Key, Choice]:
         before = self._streams[name]
@@ -334,12 +339,13 @@ class Follower:
 
     def _exchange(self, name: str, digest: str, beside: str | None) -> None:
         "Another version judges from here on; where that is wanted, the former one goes on beside it."
-        before, shadow = self._main[name], self._agent.shadows.get(name)
+        agent = self._at_work()
+        before, shadow, candidate = self._main[name], agent.shadows.get(name), self._compared_for(digest)
         ready = shadow is not None and self._beside[name] == digest
         loaded = {} if ready else self._loaded(name, digest, digest)
         if loaded is None:
             return
-        reversed_shadow: list[Shadow] = []
+        states: dict[Key, tuple[str, dict]] = {}
 
         def exchange(judge: Judge) -> Group:
             versions = shadow.take() if ready and shadow is not None else loaded
@@ -348,46 +354,44 @@ class Follower:
                     v.monitor.restore(now.monitor.to_state())  # the same bundle, executed in another way
             group, former = judge.exchange(versions)
             self._released[name] = set(versions) if digest else set()
-            self._agent.shadows.pop(name, None)
-            if beside is not None and beside == before:
-                reversed_shadow.append(Shadow(former, versions, self._hops))
-                self._agent.shadows[name] = reversed_shadow[0]
+            agent.shadows.pop(name, None)
             self._versions[name] = self._versions[name] | versions
-            states[before] = {key: (v.calibration, v.monitor.to_state()) for key, v in former.items()}
+            self._main[name], self._beside[name] = digest, None  # here, in the thread that does it: so it is, whatever becomes of the commit
+            if beside is not None and beside == before:
+                agent.shadows[name], self._beside[name] = Shadow(former, versions, self._hops), before
+                self._candidate[name] = candidate
+            states.update({key: (v.calibration, v.monitor.to_state()) for key, v in former.items()})
             return group
 
-        states: dict[str, dict[Key, tuple[str, dict]]] = {}
-        self._agent.order(exchange)
+        agent.order(exchange)
         if shadow is not None and not ready:
             shadow.close()
-        self._main[name], self._beside[name] = digest, before if reversed_shadow else None
-        if reversed_shadow:
-            self._compare_for(name, digest)
-        self._rollout.keep_states(before, states[before])
+        self._rollout.keep_states(before, states)
         self._rollout.observe(name, digest)
         log.info("%s: bundle %s judges now, before it was %s", name, digest[:12] or "as installed", before[:12] or "as installed")
 
     def _put_beside(self, name: str, digest: str | None) -> None:
         if digest == self._beside[name]:
             return
-        if shadow := self._agent.shadows.pop(name, None):
+        shadows = self._at_work().shadows
+        if shadow := shadows.pop(name, None):
             shadow.close()
         self._beside[name] = None
         main = self._main[name]
         candidate = digest if digest and digest != main and (c := self._rollout.candidate(digest)) and c.state == "shadow" else main
         if digest is None or (versions := self._loaded(name, digest, candidate)) is None:
             return
-        self._compare_for(name, candidate)
-        self._agent.shadows[name] = Shadow(versions, self._versions[name], self._hops, self._rollout.compared(candidate))
+        self._candidate[name] = self._compared_for(candidate)
+        shadows[name] = Shadow(versions, self._versions[name], self._hops, self._rollout.compared(candidate))
         self._beside[name] = digest
 
-    def _compare_for(self, name: str, candidate: str) -> None:
-        c = self._rollout.candidate(candidate)
-        self._candidate[name] = (candidate, c.since_ns if c else 0)
+    def _compared_for(self, digest: str) -> tuple[str, int]:
+        c = self._rollout.candidate(digest)
+        return digest, c.since_ns if c else 0
 
     def _report(self, name: str, keep: bool, seconds: float = 0.0) -> None:
         "Write down what the shadow has counted, and that the agent is there."
-        shadow = self._agent.shadows.get(name)
+        shadow = self._at_work().shadows.get(name)
         if keep:
             self._rollout.observe(name, self._main[name])
         if shadow is None:
