@@ -131,24 +131,26 @@ def graph_inputs(
 ) -> dict[str, np.ndarray]:                # `window` and, where the contract has conditions, `conditions` and `conditions_known`
     "The graph's inputs, checked and float32. Raises `InvalidWindow`, naming what was expected."
     x = np.asarray(windows)
-    expected = f"the bundle expects windows [n, {len(contract.channels)}, {contract.samples}] of {', '.join(contract.channels)}"
+
+    def expected() -> str:
+        return f"the bundle expects windows [n, {len(contract.channels)}, {contract.samples}] of {', '.join(contract.channels)}"
+
     if x.dtype.kind not in "fiu":
-        raise InvalidWindow(f"windows of type {x.dtype}: {expected} as float32", reason="wrong_shape")
+        raise InvalidWindow(f"windows of type {x.dtype}: {expected()} as float32", reason="wrong_shape")
     if x.ndim != 3 or x.shape[2] != contract.samples:
-        raise InvalidWindow(f"windows of shape {list(x.shape)}: {expected}", reason="wrong_shape")
+        raise InvalidWindow(f"windows of shape {list(x.shape)}: {expected()}", reason="wrong_shape")
     if x.shape[1] != len(contract.channels):
-        raise InvalidWindow(f"window has {x.shape[1]} channels, {expected}: check the sensor's channels", reason="wrong_channels")
+        raise InvalidWindow(f"window has {x.shape[1]} channels, {expected()}: check the sensor's channels", reason="wrong_channels")
     x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
-        raise InvalidWindow(f"{int((~np.isfinite(x)).sum())} of {x.size} samples are NaN or infinite: {expected}, all finite",
+        raise InvalidWindow(f"{int((~np.isfinite(x)).sum())} of {x.size} samples are NaN or infinite: {expected()}, all finite",
                             reason="not_finite")
     if not contract.conditions:
         return {"window": x}
-    names = ", ".join(c.name for c in contract.conditions)
     c = np.full((len(x), len(contract.conditions)), np.nan, np.float32) if conditions is None else np.asarray(conditions, np.float32)
     if c.shape != (len(x), len(contract.conditions)):
-        raise InvalidWindow(f"conditions of shape {list(c.shape)}: expected [{len(x)}, {len(contract.conditions)}] of {names}",
-                            reason="wrong_shape")
+        raise InvalidWindow(f"conditions of shape {list(c.shape)}: expected [{len(x)}, {len(contract.conditions)}] of "
+                            f"{', '.join(k.name for k in contract.conditions)}", reason="wrong_shape")
     known = np.isfinite(c)
     return {"window": x, "conditions": np.where(known, c, 0).astype(np.float32), "conditions_known": known.astype(np.float32)}
 

@@ -12,8 +12,6 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
 from math import prod
 from pathlib import Path
@@ -197,18 +195,12 @@ class TritonModel:
         "Scores of `windows`. Raises `InvalidWindow`, or `PartMissing` where the server fails or takes too long, or the model was retired."
         inputs = graph_inputs(self.contract, windows, conditions)
         batches = _batches(len(inputs["window"]), self.contract.max_batch)
-        with self._in_use():
-            return _scored(self.contract, [self._ask({k: v[rows] for k, v in inputs.items()}) for rows in batches], "triton")
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        "Keeps the model from being retired."
         with self._change:
             if self._retired:
                 raise PartMissing(f"version {self.triton_version} of {self.triton_name} was unloaded: load its bundle again")
             self._under_way += 1
         try:
-            yield
+            return _scored(self.contract, [self._ask({k: v[rows] for k, v in inputs.items()}) for rows in batches], "triton")
         finally:
             with self._change:
                 self._under_way -= 1
