@@ -45,13 +45,14 @@ class Line:
         self.records = load_assets(self.settings.assets)
         self.gains = {self.site.bundle.digest: 1.0}
         self.sent = 0
+        self.examples = np.stack([window(n).samples for n in range(20)])
         self.settings.state_dir.mkdir(parents=True, exist_ok=True)
         self.rollout = Rollout(self.file)
 
     def release(self, gain: float = 1.0, graph: bytes | None = None, calibrated: bool = True, **contract) -> str:
         "A bundle for the fans, among the bundles of this node."
         fields = {**self.site.bundle.contract.model_dump(), "revision": len(self.gains), **contract}
-        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields))
+        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields), self.examples)
         beside = bundle.path.with_name(f"{bundle.digest}.calibration")
         if calibrated:
             beside.mkdir(exist_ok=True)
