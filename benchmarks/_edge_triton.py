@@ -1,4 +1,4 @@
-"Clients of a tritonserver for benchmarks/edge.py: ours, and what one would write with the client library."
+"Clients of a tritonserver for benchmarks/edge.py and serve.py: ours, and what one would write with the client library."
 
 import threading
 import time
@@ -16,39 +16,47 @@ Ask = Callable[[np.ndarray], object]
 
 
 class Clients:
-    "Three ways to ask one server for the scores of a batch. Each call of `make` gives a way of its own, for one thread."
-    def __init__(self, address: str, repository, bundle: Bundle):
-        self._address, self._bundle = address, bundle
-        self._engine = TritonEngine(f"grpc://{address}", repository=repository)
-        self._model = self._engine.load(bundle)
-        self._open: list[Callable[[], object]] = [self._engine.close]
+    "Ways to ask one server for the scores of a batch. Each call of `make` gives a way of its own, for one thread."
+    def __init__(self, address: str, repository, bundle: Bundle, http: str = ""):
+        self._address, self._http, self._bundle = address, http, bundle
+        self._engines = [TritonEngine(f"grpc://{address}", repository=repository, shared_memory=shared) for shared in (None, False)]
+        self._open: list[Callable[[], object]] = [e.close for e in self._engines]
+        self._model, self._model_by_message = (e.load(bundle) for e in self._engines)
 
     def make(self, kind: str, most: int) -> Ask:
-        if kind == "ours":
-            return self._model.infer
-        client = grpcclient.InferenceServerClient(self._address)
-        name, version, outputs = self._model.triton_name, self._model.triton_version, [grpcclient.InferRequestedOutput(o) for o in OUTPUTS]
+        "`ours`, `ours, in the message`, or with tritonclient `gRPC` or `HTTP`, either with `, shared memory`."
+        if kind.startswith("ours"):
+            return (self._model_by_message if "message" in kind else self._model).infer
+        if kind.startswith("HTTP"):
+            import tritonclient.http as library
+        else:
+            library = grpcclient
+        client = library.InferenceServerClient(self._http if library is not grpcclient else self._address)
+        name, version, outputs = self._model.triton_name, self._model.triton_version, [library.InferRequestedOutput(o) for o in OUTPUTS]
+        self._open.append(client.close)
 
-        def read(answer: grpcclient.InferResult) -> list[np.ndarray]:
+        def read(answer) -> list[np.ndarray]:
             return [answer.as_numpy(o) for o in OUTPUTS]
 
-        self._open.append(client.close)
-        if kind == "gRPC":
-            def ask(x: np.ndarray) -> list[np.ndarray]:
-                window = grpcclient.InferInput("window", list(x.shape), "FP32")
-                window.set_data_from_numpy(x)
-                return read(client.infer(name, [window], version, outputs=outputs))
+        def ask(x: np.ndarray) -> list[np.ndarray]:
+            window = library.InferInput("window", list(x.shape), "FP32")
+            window.set_data_from_numpy(x)
+            return read(client.infer(name, [window], version, outputs=outputs))
+
+        if "shared memory" not in kind:
             return ask
         c, key = self._bundle.contract, f"edge-bench-{len(self._open)}"
-        region = shared_memory.create_shared_memory_region(key, f"/{key}", 4 * most * len(c.channels) * c.samples)
-        client.register_system_shared_memory(key, f"/{key}", 4 * most * len(c.channels) * c.samples)
+        size = 4 * most * len(c.channels) * c.samples
+        region = shared_memory.create_shared_memory_region(key, f"/{key}", size)
+        client.register_system_shared_memory(key, f"/{key}", size)
         self._open += [lambda: shared_memory.destroy_shared_memory_region(region), lambda: client.unregister_system_shared_memory(key)]
 
         def ask_shared(x: np.ndarray) -> list[np.ndarray]:
             shared_memory.set_shared_memory_region(region, [x])
-            window = grpcclient.InferInput("window", list(x.shape), "FP32")
+            window = library.InferInput("window", list(x.shape), "FP32")
             window.set_shared_memory(key, x.nbytes)
             return read(client.infer(name, [window], version, outputs=outputs))
+
         return ask_shared
 
     def close(self) -> None:

@@ -20,9 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .alarms_cli import alarms
+from .bundle_cli import bundle
 from .config import load_settings
+from .engine_cli import engine
 from .errors import InvalidInput, PartMissing, PdmError
 from .process import SignalEvent, find_program
+from .rollout_cli import triton
 
 # %% ../nbs/cli.ipynb #cli9fc2ea
 app = typer.Typer(name="predmaint", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -270,6 +273,9 @@ def agent(
 sinks = typer.Typer(invoke_without_command=True)
 app.add_typer(sinks, name="sinks")
 app.add_typer(alarms, name="alarms")
+app.add_typer(triton, name="triton")
+app.add_typer(bundle, name="bundle")
+app.add_typer(engine, name="engine")
 
 
 @sinks.callback()
@@ -328,6 +334,9 @@ _PARTS: list[tuple[str, Callable[[], str], bool, str]] = [
     ("engine: tritonserver", _triton, False, "make triton-env (without it models run in process)"),
     ("store: influxd", _program("influxd"), False, "apt-get install influxdb"),
     ("warehouse: PostgreSQL", _program("initdb"), False, "apt-get install postgresql"),
+    ("signatures: model-signing", lambda: _package("model-signing"), False, "pip install 'predmaint[signing]' (without it only unsigned bundles run)"),
+    ("bundles by OCI: oras", lambda: _package("oras"), False, "pip install 'predmaint[oci]'"),
+    ("graphs for TensorRT: tensorrt-rtx", lambda: _package("tensorrt-rtx-cu12"), False, "pip install tensorrt-rtx-cu12 (would a graph build on a Jetson?)"),
     ("docs: quarto", _program("quarto"), False, "quarto.org (without it smalldocs serves)"),
     ("prometheus", _program("prometheus"), False, "apt-get install prometheus"),
 ]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PdmError', 'InvalidInput', 'InvalidGeometry', 'InvalidWindow', 'InvalidPayload', 'InvalidConfig', 'InvalidBundle',
-           'NotEnoughData', 'PartMissing', 'CheckFailed']
+           'UntrustedBundle', 'NotEnoughData', 'PartMissing', 'CheckFailed']
 
 # %% ../nbs/errors.ipynb #erro9b2596
 class PdmError(Exception):
@@ -41,6 +41,11 @@ class InvalidConfig(InvalidInput):
 
 class InvalidBundle(InvalidInput):
     "A bundle or a calibration record that is not what its digest or its schema says."
+
+
+class UntrustedBundle(InvalidBundle):
+    "A bundle that nobody we trust has signed as it is: nothing in it was read."
+    exit_code = 3
 
 
 class NotEnoughData(InvalidInput):

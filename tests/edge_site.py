@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from urllib.error import URLError
@@ -61,6 +62,35 @@ def forget_acks(broker: EmbeddedBroker) -> None:
         for i in range(2):
             bus.publish(topic(AssetPath.parse(path_of(i)), STREAM, "ack"), b"", retain=True)
         assert bus.publish_wait("clean", b"")  # the broker takes what one client sends in its order
+
+
+class Hand:
+    "A bus that delivers what the test gives it and keeps what it is told."
+    client_id, failure, connected, waiting = "hand", "", True, 0
+
+    def __init__(self):
+        self.unread, self.told, self.callbacks = [], [], []
+
+    def connect(self, timeout_s=10.0): ...
+    def subscribe(self, topics): ...
+    def ack(self, messages): ...
+    def close(self): ...
+
+    def on_connect(self, callback):
+        self.callbacks.append(callback)
+
+    def publish(self, topic, payload, **_):
+        self.told.append((topic, payload))
+        return True
+
+    def receive(self, limit, timeout_s):
+        if self.unread:
+            return self.unread.pop(0)
+        time.sleep(0.01)
+        return []
+
+    def topics(self, leaf):
+        return [p for t, p in self.told if t.endswith(leaf)]
 
 
 class Site:

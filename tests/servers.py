@@ -6,6 +6,8 @@ import http.server
 import json
 import os
 import shutil
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +53,14 @@ def answers(url: str, codes: tuple[int, ...] = (200, 204)) -> bool:
         return urlopen(url, timeout=1).status in codes
     except (URLError, OSError):
         return False
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 class Influx:
@@ -100,6 +110,51 @@ class Influx:
         result = json.load(urlopen(f"http://127.0.0.1:{self.inner}/query", body, timeout=10))["results"][0]
         assert "error" not in result, result["error"]
         return result.get("series", [])
+
+
+class Registry:
+    "docker-registry from apt: an OCI registry, which asks for a login where it is told to."
+
+    user, password = "edge", "secret"
+    _hashed = "$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a"  # bcrypt
+
+    def __init__(self, folder: Path, login: bool = False):
+        (program,) = need("docker-registry", "docker-registry")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        config = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": str(folder / "data")}}, "http": {"addr": f"127.0.0.1:{self.port}"},
+                  "log": {"level": "error"}}
+        if login:
+            (folder / "htpasswd").write_text(f"{self.user}:{self._hashed}\n")
+            config["auth"] = {"htpasswd": {"realm": "edge", "path": str(folder / "htpasswd")}}
+        (folder / "config.yml").write_text(json.dumps(config))
+        self.child = Child([program, "serve", folder / "config.yml"], folder / "registry.log")
+        self.child.wait_ready(lambda: listens(self.port))
+
+    @property
+    def url(self) -> str:
+        return f"oci://127.0.0.1:{self.port}/plant/bundles"
+
+    def close(self):
+        self.child.stop()
+
+
+class Mlflow:
+    "A tracking server with its model registry, in SQLite."
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port = free_port()
+        self.child = Child([sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination",
+                            folder / "artifacts", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"], folder / "mlflow.log")
+        self.child.wait_ready(lambda: answers(f"http://127.0.0.1:{self.port}/health"), timeout_s=120)
+
+    @property
+    def url(self) -> str:
+        return f"mlflow+http://127.0.0.1:{self.port}/fan_motor"
+
+    def close(self):
+        self.child.stop()
 
 
 class Alerts:

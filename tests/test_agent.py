@@ -3,10 +3,9 @@
 import logging
 import sqlite3
 import threading
-import time
 
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, message, path_of, window
+from edge_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.config import load_assets
@@ -14,40 +13,12 @@ from pdm.data.window import decode_ack
 from pdm.errors import PartMissing
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import Agent, own
+from pdm.stream.agent import Agent
 from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Hand:
-    "A bus that delivers what the test gives it and keeps what it is told."
-    client_id, failure, connected, waiting = "hand", "", True, 0
-
-    def __init__(self):
-        self.unread, self.told, self.callbacks = [], [], []
-
-    def connect(self, timeout_s=10.0): ...
-    def subscribe(self, topics): ...
-    def ack(self, messages): ...
-    def close(self): ...
-
-    def on_connect(self, callback):
-        self.callbacks.append(callback)
-
-    def publish(self, topic, payload, **_):
-        self.told.append((topic, payload))
-        return True
-
-    def receive(self, limit, timeout_s):
-        if self.unread:
-            return self.unread.pop(0)
-        time.sleep(0.01)
-        return []
-
-    def topics(self, leaf):
-        return [p for t, p in self.told if t.endswith(leaf)]
 
 
 class Moody(Journal):
@@ -124,7 +95,7 @@ class Broken:
 
 def test_an_engine_that_scores_nothing_ends_the_agent_and_loses_no_window(at_work, site):
     logging.getLogger("pdm").setLevel(logging.CRITICAL)
-    agent, journal, bus = at_work(lambda bundle: Broken(InProcess().load(bundle)))
+    agent, journal, bus = at_work(lambda bundle, artifact: Broken(InProcess().load(bundle)))
     bus.unread.append([message(window(n)) for n in range(3)])
     wait_for(agent.failed.is_set)
     logging.getLogger("pdm").setLevel(logging.NOTSET)

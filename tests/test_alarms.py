@@ -20,13 +20,13 @@ from pdm.errors import InvalidInput
 from pdm.model.bundle import Contract
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import own
 from pdm.stream.alarms import REASONS, Alarm, Command, events_of
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.intake import Accepted, Batch
 from pdm.stream.journal import Event, Journal, JournalReader
 from pdm.stream.judge import Judge
 from pdm.stream.sensor_client import SensorClient
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(120)
 ASSET = path_of(0)
@@ -112,7 +112,7 @@ class Told:
 
     def __init__(self, owned, **options):
         self.judge = Judge(owned, diagnose, **options)
-        self.contracts: dict[str, Contract] = {o.stream: o.model.contract for o in owned}
+        self.contracts: dict[str, Contract] = {o.stream: o.version.model.contract for o in owned}
         self.rows, self.events, self.states, self.alarms, self.seq = [], [], {}, {}, {STREAM: 0, SLOW: 0}
 
     def hear(self, stream, level, n=1):
@@ -195,10 +195,10 @@ def test_work_on_a_machine_counts_for_nothing_and_begins_its_monitor_anew(told):
     told.hear(STREAM, 100.0, 3)
     for action, level, n in (("maintenance_begin", 500.0, 50), ("maintenance_end", 1.0, 3)):
         told.take(told.judge.command(Command(asset=ASSET, action=action, by="mia", what="bearing replaced"))[0])
-        before = told.judge.owned[ASSET, STREAM].monitor.to_state()
+        before = told.judge.owned[ASSET, STREAM].version.monitor.to_state()
         told.hear(STREAM, level, n)
         if action == "maintenance_begin":
-            assert told.judge.owned[ASSET, STREAM].monitor.to_state() == before
+            assert told.judge.owned[ASSET, STREAM].version.monitor.to_state() == before
     kinds = [e.kind for e in told.events if e.kind != "diagnosed"]
     assert kinds == ["raised", "maintenance_began", "maintenance_ended", "cleared"]
     assert {r.flags for r in told.rows[3:53]} == {("maintenance",)} and told.rows[-1].flags == () and not told.rows[-1].alarm

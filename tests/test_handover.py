@@ -10,12 +10,13 @@ from test_stream import BROKERS, CONTRACT, send, seqs, wait_for
 from pdm.config import load_assets
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import Agent, own
+from pdm.stream.agent import Agent
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.intake import EPOCHS, Intake
 from pdm.stream.journal import Group, Journal
 from pdm.stream.sensor_client import SensorClient
 from pdm.stream.sinks import SqliteStore
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -23,13 +23,14 @@ from pdm.errors import InvalidConfig, InvalidInput, PartMissing
 from pdm.process import Child
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import Agent, own
+from pdm.stream.agent import Agent
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.buffer import Buffer
 from pdm.stream.journal import Mark
 from pdm.stream.outbox import Outbox, tell_oldest
 from pdm.stream.replay import play
 from pdm.stream.sensor_client import SensorClient
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -14,7 +14,7 @@ from pdm.data.synth import STRUCK, random_machine
 from pdm.data.window import Window
 from pdm.errors import InvalidConfig, InvalidWindow, NotEnoughData
 from pdm.signal.sensor_past import learn_sensor
-from pdm.stream.asset import Owned
+from pdm.stream.asset import Owned, Version
 from pdm.stream.bus import Message
 from pdm.stream.intake import Accepted, Batch
 from pdm.stream.judge import Judge
@@ -180,7 +180,7 @@ def test_a_loose_contact_is_told_once_and_not_again_after_a_restart():
     x[::2, :, 200:500] = 0
 
     def owner():
-        return Owned("e/s/a/l/fan-1", "vibration", det, "ab" * 32, det.monitor(), "calibration")
+        return Owned("e/s/a/l/fan-1", "vibration", Version(det, "ab" * 32, det.monitor(), "calibration"))
 
     def told(owned, numbers):
         accepted = []

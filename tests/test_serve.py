@@ -22,9 +22,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from pdm.errors import CheckFailed, InvalidWindow, PartMissing
 from pdm.model.bundle import graph_inputs
-from pdm.serve.engine import OUTPUTS, Canary, Engine, Guarded, InProcess, InProcessModel, open_engine
+from pdm.serve.engine import OUTPUTS, Artifact, Canary, Engine, Guarded, InProcess, InProcessModel, open_engine
 from pdm.serve.server import TritonServer, find_environment
-from pdm.serve.triton import TritonEngine, model_name, version_number
+from pdm.serve.triton import TritonEngine
 
 pytestmark = pytest.mark.integration
 
@@ -163,30 +163,16 @@ def test_a_version_that_is_unloaded_is_gone_and_the_others_stay(embedded, make_b
     assert first.infer(np.ones((1, 2, 64), np.float32)).score == 4
 
 
-def test_a_version_that_lies_is_withdrawn_and_the_others_stay(embedded, make_bundle):
-    good, bad = make_bundle(gain=4), make_bundle(gain=5)
+@pytest.mark.parametrize("graph,said", [("of the other", "withdrawn.*off by"), ("none", "withdrawn")])
+def test_a_version_that_lies_or_does_not_load_is_withdrawn_and_the_others_stay(embedded, make_bundle, tmp_path, graph, said):
+    good, bad, built = make_bundle(gain=4), make_bundle(gain=5), Artifact(tmp_path / "built.onnx")
+    built.path.write_bytes(good.onnx.read_bytes() if graph == "of the other" else b"not a graph")
     model = embedded.load(good)
-    folder = embedded.server.repository / model_name(bad.contract) / str(version_number(bad.digest))
-    shutil.copytree(folder.parent / str(version_number(good.digest)), folder)
-    (folder / "digest").write_text(bad.digest)
-    with pytest.raises(CheckFailed, match="withdrawn.*off by"):
-        embedded.load(bad)
-    assert not folder.exists()
+    with pytest.raises(CheckFailed, match=said):
+        embedded.load(bad, built)
+    assert [p.name for p in embedded.server.repository.glob("*/[0-9]*")] == [model.triton_version]
     assert model.infer(np.ones((1, 2, 64), np.float32)).score == 4
     assert embedded.load(bad).infer(np.ones((1, 2, 64), np.float32)).score == 5
-
-
-def test_a_version_that_does_not_load_is_withdrawn_and_the_others_stay(embedded, make_bundle):
-    good, bad = make_bundle(gain=4), make_bundle(gain=5)
-    model = embedded.load(good)
-    folder = embedded.server.repository / model_name(bad.contract) / str(version_number(bad.digest))
-    shutil.copytree(folder.parent / str(version_number(good.digest)), folder)
-    (folder / "digest").write_text(bad.digest)
-    (folder / "model.onnx").write_bytes(b"not a graph")
-    with pytest.raises(CheckFailed, match="withdrawn"):
-        embedded.load(bad)
-    assert not folder.exists()
-    assert model.infer(np.ones((1, 2, 64), np.float32)).score == 4
 
 
 def test_a_server_whose_repository_is_out_of_reach_is_only_proven(server, engines, make_bundle):
@@ -249,7 +235,7 @@ def test_a_killed_server_costs_no_score_and_is_replaced(embedded, traffic):
 
 
 def test_a_server_that_hangs_costs_no_score(embedded, traffic):
-    embedded.timeout_s = 0.5
+    embedded.connection.timeout_s = 0.5
     os.kill(embedded.server.pid, signal.SIGSTOP)
     wait_for(lambda: traffic.active == "inprocess")
     os.kill(embedded.server.pid, signal.SIGCONT)
@@ -268,7 +254,7 @@ def test_a_guard_starts_without_its_engine_and_goes_there_when_it_comes(server, 
         with Guarded(engine, tiny_bundle, retry_s=0.1) as guard:
             assert guard.infer(np.ones((1, 2, 64), np.float32)).engine == "inprocess"
             assert "127.0.0.1:1" in guard.reason
-            engine._connect(server.address)  # the server came
+            engine.connection.open(server.address)  # the server came
             wait_for(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton")
 
 
@@ -284,7 +270,8 @@ def test_windows_that_no_engine_can_score_say_nothing_against_the_engine(tmp_pat
 
 
 def test_a_guardian_that_nobody_listens_to_ends_without_a_complaint(tmp_path):
-    order = {"command": [shutil.which("sleep"), "0.1"], "env": {}, "log": str(tmp_path / "log"), "folder": str(tmp_path / "home"), "shared": []}
+    order = {"command": [shutil.which("sleep"), "0.1"], "env": {}, "log": str(tmp_path / "log"), "log_bytes": 10**6,
+             "folder": str(tmp_path / "home"), "shared": []}
     ours, its = os.pipe()
     os.close(ours)
     guardian = Path(__file__).parents[1] / "edge/triton/guardian.py"
@@ -303,6 +290,7 @@ def test_an_engine_that_scores_wrongly_is_not_used(make_bundle):
             self.infer = lambda *inputs: replace(model.infer(*inputs), score=model.infer(*inputs).score * 1.1, engine="triton")
             Canary.of(model).prove(self)
 
+        def unload(self, bundle, artifact=None): ...
         def close(self): ...
         def __enter__(self): return self
         def __exit__(self, *error): ...
@@ -380,7 +368,7 @@ os.kill(os.getpid(), 9)
     dead.wait()
 
     def regions(engine):
-        status = engine._call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest())
+        status = engine.connection.call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest())
         return [name for name in status.regions if f"-{dead.pid}-" in name]
 
     with TritonEngine(f"grpc://{server.address}") as engine:

@@ -22,12 +22,13 @@ from pdm.model.bundle import Contract
 from pdm.process import find_program
 from pdm.serve.engine import InProcess
 from pdm.signal.diagnose import diagnose
-from pdm.stream.agent import Agent, main, own
+from pdm.stream.agent import Agent, main
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.bus import Message
 from pdm.stream.intake import Intake
 from pdm.stream.mqtt import status_topic
 from pdm.stream.sensor_client import SensorClient
+from pdm.stream.versions import own
 
 pytestmark = pytest.mark.timeout(120)
 

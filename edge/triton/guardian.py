@@ -1,6 +1,7 @@
 """Run tritonserver, and leave nothing behind: no process, no shared memory, no folder.
 
-    python -I -S guardian.py '{"command": [...], "env": {...}, "log": "file", "folder": "folder", "shared": ["prefix", ...]}'
+    python -I -S guardian.py '{"command": [...], "env": {...}, "log": "file", "log_bytes": 16000000, "folder": "folder",
+                                   "shared": ["prefix", ...]}'
 
 It prints the server's process id. It ends when the server ends, having printed how, or when its standard input closes or its
 parent changes; one of these happens in whichever way the parent ends, SIGKILL included. Standard library only: it is
@@ -34,6 +35,13 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at the end
 
 
+def cut(log: Path, most: int) -> None:
+    "A log that is larger than that becomes `.1`, and goes on empty. The server appends, so that it may keep it open."
+    if log.stat().st_size > most:
+        shutil.copyfile(log, f"{log}.1")
+        os.truncate(log, 0)
+
+
 def run(order: dict) -> None:
     "Until the server ends, or is no longer wanted."
     parent, stopped = os.getppid(), []
@@ -43,19 +51,21 @@ def run(order: dict) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: stopped.append(number))
-    with open(order["log"], "ab") as log:
+    file = Path(order["log"])
+    with file.open("ab") as log:
         server = subprocess.Popen(order["command"], env=order["env"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                   start_new_session=True, preexec_fn=die_with_parent)
     try:
         say(str(server.pid))
         while server.poll() is None and not stopped and os.getppid() == parent:
+            cut(file, order["log_bytes"])
             if sys.stdin in select.select([sys.stdin, wake], [], [], 0.5)[0]:
                 break
         else:
             if server.returncode is not None:
                 code = server.returncode
                 how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-                say(how + "\n" + Path(order["log"]).read_text(errors="replace")[-4000:])
+                say(how + "\n" + file.read_text(errors="replace")[-4000:])
     finally:
         try:
             os.killpg(server.pid, signal.SIGKILL)  # the stubs are in the server's group, and outlive it by many seconds

@@ -10,7 +10,9 @@ __all__ = ['NOTICE_DB', 'Condition', 'Contract', 'Scored', 'Model', 'condition_r
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import InvalidBundle, InvalidWindow
+from .folder import MOST_BYTES, SIGNATURE, contents_digest, plain_files, read_plain
 
 # %% ../../nbs/model/bundle.ipynb #bundf7ac7b
 class _Record(BaseModel):
@@ -36,6 +39,28 @@ class _Record(BaseModel):
     def digest(self) -> str:
         "SHA-256 of the canonical JSON, in hex."
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class _Schema(BaseModel):
+    "What a record says first: which version of its fields it has."
+    schema_version: int = 1
+
+
+_R = TypeVar("_R", bound=_Record)
+
+
+def _validated(kind: type[_R], data: bytes, what: str) -> _R:
+    "The record in JSON, once its schema is known to be one that we read. Raises `InvalidBundle` (reason `newer_schema` or `wrong_fields`)."
+    known: int = kind.model_fields["schema_version"].default
+    try:
+        version = _Schema.model_validate_json(data).schema_version
+        if version > known:
+            raise InvalidBundle(f"{what} is of schema {version}, and this pdm reads {known}: update pdm here, or export with the pdm of this machine",
+                                reason="newer_schema")
+        return kind.model_validate_json(data)
+    except ValidationError as e:
+        where = "; ".join(f"{'.'.join(map(str, err['loc'])) or 'file'}: {err['msg']}" for err in e.errors()[:3])
+        raise InvalidBundle(f"{what} is not a {kind.__name__} of schema {known}: {where}", reason="wrong_fields") from e
 
 
 class Condition(_Record):
@@ -128,8 +153,10 @@ def graph_inputs(
     return {"window": x, "conditions": np.where(known, c, 0).astype(np.float32), "conditions_known": known.astype(np.float32)}
 
 # %% ../../nbs/model/bundle.ipynb #bund680d12
+_MOST_BYTES = {"bundle.json": 2**20, "model.onnx": MOST_BYTES, "windows.npy": 2**28, "conditions.npy": 2**24}
 _FILES = ("bundle.json", "model.onnx")
 _EXAMPLES = ("windows.npy", "conditions.npy")  # the second only beside the first
+_NPY_HEADER = 128                              # its length for an array of two or three dimensions, bytes
 
 
 @dataclass(frozen=True)
@@ -146,16 +173,34 @@ class Bundle:
 
     def examples(self) -> tuple[np.ndarray, np.ndarray | None] | None:
         "Healthy windows [n, channel, sample] and their conditions [n, condition], float32; `None` where it carries none. The first half is for INT8's ranges, the second to compare engines."
-        if not (self.path / _EXAMPLES[0]).exists():
-            return None
-        windows, file = np.load(self.path / _EXAMPLES[0], allow_pickle=False), self.path / _EXAMPLES[1]
-        return windows, np.load(file, allow_pickle=False) if file.exists() else None
+        return _examples({name: read_plain(self.path / name, _MOST_BYTES[name]) for name in _EXAMPLES if (self.path / name).exists()}, self.contract)
 
 
-def _contents_digest(files: Mapping[str, bytes]) -> str:
-    "SHA-256 over names and contents, in the order of the names: no times, no paths, no signature."
-    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _examples(files: Mapping[str, bytes], contract: Contract) -> tuple[np.ndarray, np.ndarray | None] | None:
+    "The examples in a bundle's files. Raises `InvalidBundle` (reason `wrong_examples`) where they are not the contract's."
+    if _EXAMPLES[0] not in files:
+        return None
+    windows = _array(files, _EXAMPLES[0], (len(contract.channels), contract.samples))
+    if not np.isfinite(windows).all():
+        raise InvalidBundle("windows.npy holds NaN or infinite samples: export the model again", reason="wrong_examples")
+    if _EXAMPLES[1] not in files:
+        return windows, None
+    conditions = _array(files, _EXAMPLES[1], (len(contract.conditions),))
+    if len(conditions) != len(windows) or np.isinf(conditions).any():
+        raise InvalidBundle(f"conditions.npy has {len(conditions)} rows, or infinite values in them: expected {len(windows)}, a row for each window, "
+                            "NaN where unknown", reason="wrong_examples")
+    return windows, conditions
+
+
+def _array(files: Mapping[str, bytes], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    "A float32 array [n, *shape] in npy's format. Its header is not read: the one that it must have is written, and compared."
+    data, row = files[name], 4 * math.prod(shape)
+    n = max(len(data) - _NPY_HEADER, 0) // row if row else 0
+    np.lib.format.write_array_header_1_0(header := io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": (n, *shape)})
+    if n < 1 or data[:_NPY_HEADER] != header.getvalue() or len(data) != _NPY_HEADER + n * row:
+        raise InvalidBundle(f"{name} is not float32 [n, {', '.join(map(str, shape))}] in npy's format, as the contract says: export the model again",
+                            reason="wrong_examples")
+    return np.frombuffer(data, "<f4", offset=_NPY_HEADER).reshape(n, *shape)
 
 
 def write_bundle(
@@ -165,16 +210,16 @@ def write_bundle(
     windows: np.ndarray | None = None,     # float32 [n, channel, sample]: healthy examples in time order, for whoever builds an engine
     conditions: np.ndarray | None = None,  # float32 [n, condition] of these
 ) -> Bundle:             # at `folder/<digest>`
-    "Write a bundle under its digest. A bundle that is there already is left as it is; a half-written one is never seen."
+    "Write a bundle under its digest. A bundle that is there already is left as it is; a half-written one is never seen. Raises `InvalidBundle` for examples that are not the contract's."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"model.onnx": onnx, "bundle.json": contract.to_json().encode()}
-    if windows is not None:
-        examples = (windows, conditions) if contract.conditions else (windows,)
-        for name, array in zip(_EXAMPLES, examples, strict=False):
+    for name, array in zip(_EXAMPLES, (windows, conditions if contract.conditions else None), strict=True):
+        if array is not None:
             np.save(buffer := io.BytesIO(), np.ascontiguousarray(array, "<f4"), allow_pickle=False)
             files[name] = buffer.getvalue()
-    digest = _contents_digest(files)
+    _examples(files, contract)
+    digest = _digest(files)
     path = folder / digest
     if not path.exists():
         aside = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
@@ -194,26 +239,31 @@ def load_bundle(
     path: str | Path,  # a folder that `write_bundle` made, under whatever name it has now
     digest: str | None = None,  # the digest expected; without it the folder's name, where that is one
 ) -> Bundle:
-    "The bundle at `path`, once its contents are proven to be those of its digest. Raises `InvalidBundle`."
+    """The bundle at `path`, once its contents are proven to be those of its digest. Raises `InvalidBundle`; its reason is `missing_file`, `extra_file`,
+    `wrong_digest`, `newer_schema`, `wrong_fields`, `wrong_examples`, or one of `pdm.model.folder`'s. Who made it is the question of `pdm.model.signature`, to be asked first."""
     path = Path(path)
-    if not path.is_dir():
-        raise InvalidBundle(f"no bundle at {path}: a bundle is a folder with {' and '.join(_FILES)}")
-    found = sorted(p.name for p in path.iterdir() if p.name != "signature")
-    if set(found) - set(_EXAMPLES) != set(_FILES):
-        raise InvalidBundle(f"bundle {path.name} holds {', '.join(found) or 'nothing'}; expected {' and '.join(_FILES)}")
-    files = {name: (path / name).read_bytes() for name in found}
-    actual = _contents_digest(files)
-    named = path.name if len(path.name) == 64 else actual
+    found = set(plain_files(path)) - {SIGNATURE}
+    held = f"bundle {path.name} holds {', '.join(sorted(found)) or 'nothing'}; expected {' and '.join(_FILES)}"
+    if not found >= {*_FILES, *(_EXAMPLES[:1] if _EXAMPLES[1] in found else ())}:
+        raise InvalidBundle(held, reason="missing_file")
+    if found - {*_FILES, *_EXAMPLES}:
+        raise InvalidBundle(held, reason="extra_file")
+    files = {name: read_plain(path / name, _MOST_BYTES[name]) for name in sorted(found)}
+    actual = _digest(files)
+    named = path.name if re.fullmatch("[0-9a-f]{64}", path.name) else actual
     if actual != (digest or named):
-        raise InvalidBundle(f"bundle {path.name} has the contents of {actual[:12]}…: it was changed after it was written; fetch it again")
-    try:
-        contract = Contract.model_validate_json(files["bundle.json"])
-    except ValidationError as e:
-        where = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()[:3])
-        raise InvalidBundle(f"bundle.json of {path.name} is not a contract of schema 1 ({where}): was it made by a newer pdm?") from e
+        raise InvalidBundle(f"bundle {path.name} has the contents of {actual[:12]}…: it was changed after it was written; fetch it again",
+                            reason="wrong_digest")
+    contract: Contract = _validated(Contract, files["bundle.json"], f"bundle.json of {path.name}")
+    _examples(files, contract)
     return Bundle(path, actual, contract)
 
+
+def _digest(files: Mapping[str, bytes]) -> str:
+    return contents_digest({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+
 # %% ../../nbs/model/bundle.ipynb #bundf429eb
+_MOST_RECORD = 2**24  # bytes
 NOTICE_DB = 0.0  # score 1, where even a stranger takes notice (`pdm.model.level`): without a supported promise no lower score counts towards an alarm
 
 
@@ -249,18 +299,16 @@ class CalibrationRecord(_Record):
         return self.model_copy(update={"asset": asset, "supported": False, "reasons": (reason, *self.reasons), "threshold_db": max(self.threshold_db, NOTICE_DB)})
 
 
-_R = TypeVar("_R", bound=_Record)
-
-
 def read_record(
     path: str | Path,
     kind: type[_R] = CalibrationRecord,  # type: ignore[assignment]
 ) -> _R:
-    "The record in a JSON file. Raises `InvalidBundle`, naming the first fields that are wrong."
+    "The record in a JSON file. Raises `InvalidBundle` (reason `missing_file`, `too_large`, `newer_schema` or `wrong_fields`), naming the first fields that are wrong."
     try:
-        return kind.model_validate_json(Path(path).read_bytes())
-    except FileNotFoundError as e:
-        raise InvalidBundle(f"no {kind.__name__} at {path}") from e
-    except ValidationError as e:
-        where = "; ".join(f"{'.'.join(map(str, err['loc'])) or 'file'}: {err['msg']}" for err in e.errors()[:3])
-        raise InvalidBundle(f"{path} is not a {kind.__name__} of this version: {where}") from e
+        with Path(path).open("rb") as file:  # it may be a link: so a ConfigMap shows its files
+            data = file.read(_MOST_RECORD + 1)
+    except OSError as e:
+        raise InvalidBundle(f"no {kind.__name__} at {path} ({e.strerror})", reason="missing_file") from e
+    if len(data) > _MOST_RECORD:
+        raise InvalidBundle(f"{path} is larger than {_MOST_RECORD / 2**20:g} MB: it is no {kind.__name__}", reason="too_large")
+    return _validated(kind, data, str(path))

@@ -6,11 +6,13 @@
 __all__ = ['OUTPUTS', 'Artifact', 'Engine', 'InProcessModel', 'InProcess', 'canary_windows', 'Canary', 'Guarded', 'open_engine']
 
 # %% ../../nbs/serve/engine.ipynb #engif732b0
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -28,6 +30,24 @@ class Artifact:
     precision: Literal["fp32", "fp16", "int8"] = "fp32"  # of the network
     tolerance: float = 1e-3   # of the canary, relative to the largest value of an output
 
+    @cached_property
+    def digest(self) -> str:
+        "SHA-256 of the file, in hex, as it was when somebody first asked. Raises `InvalidBundle` where it can't be read."
+        try:
+            return _sha256(self.path)
+        except OSError as e:
+            raise InvalidBundle(f"the artifact {self.path} can't be read ({e}): build it again") from e
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(bundle: Bundle, artifact: Artifact | None) -> tuple[str, str | None]:
+    "What an engine keeps a model by."
+    return bundle.digest, artifact.digest if artifact else None
+
 
 class Engine(Protocol):
     "Something that executes bundles. A context manager: leaving it closes it."
@@ -36,6 +56,9 @@ class Engine(Protocol):
 
     def load(self, bundle: Bundle, artifact: Artifact | None = None) -> Model:
         "The bundle's model, loaded if need be, repaired if need be, and proven by a canary inference."
+
+    def unload(self, bundle: Bundle, artifact: Artifact | None = None) -> None:
+        "Retire the bundle's model, once the requests under way have their answers; others stay as they are. Once more does nothing."
 
     def close(self) -> None: ...
 
@@ -118,21 +141,25 @@ class InProcess:
         threads: int = 1,  # that one inference may use
     ):
         self.threads = threads
-        self._models: dict[tuple[str, Path | None], InProcessModel] = {}
+        self._models: dict[tuple[str, str | None], InProcessModel] = {}
 
     def load(self,
         bundle: Bundle,
         artifact: Artifact | None = None,  # ONNX; a plan is not for this engine
     ) -> InProcessModel:
         "The bundle's model, once its graph has scored the canary. Raises `InvalidBundle`, or `CheckFailed` where an artifact scores otherwise."
-        key = (bundle.digest, artifact.path if artifact else None)
+        key = _key(bundle, artifact)
         if key not in self._models:
-            model = InProcessModel(bundle, self.threads, key[1])
+            model = InProcessModel(bundle, self.threads, artifact.path if artifact else None)
             canary = Canary.of(InProcessModel(bundle) if artifact else model, bundle.examples())
             if artifact:
                 canary.prove(model, artifact.tolerance)
             self._models[key] = model
         return self._models[key]
+
+    def unload(self, bundle: Bundle, artifact: Artifact | None = None) -> None:
+        "Forget the model; who still holds it may go on asking it."
+        self._models.pop(_key(bundle, artifact), None)
 
     def close(self) -> None:
         "Forget the models."

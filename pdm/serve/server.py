@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -29,11 +31,12 @@ from .repository import _edge
 
 # %% ../../nbs/serve/server.ipynb #serv746e9a
 _PROBE = """
-import importlib.metadata as m, json, sys, sysconfig
+import importlib.metadata as m, json, platform, sys, sysconfig
 def version(name):
     try: return m.version(name)
     except m.PackageNotFoundError: return None
-print(json.dumps({"python": "%d.%d" % sys.version_info[:2], "libdir": sysconfig.get_config_var("LIBDIR") or "",
+wheel = version("nvidia-pytriton") and m.distribution("nvidia-pytriton").read_text("WHEEL") or ""
+print(json.dumps({"wheel": wheel, "glibc": platform.libc_ver()[1], "python": "%d.%d" % sys.version_info[:2], "libdir": sysconfig.get_config_var("LIBDIR") or "",
                   "site": sysconfig.get_path("platlib"),
                   "versions": {name: version(name) for name in ("nvidia-pytriton", "numpy", "onnxruntime")}}))
 """
@@ -73,6 +76,9 @@ def find_environment(
     if versions["nvidia-pytriton"]:
         parts = ("bin/tritonserver", "backends/python", f"python_backend_stubs/{python}/triton_python_backend_stub")
         wrong += [f"the wheel has no {part}" for part in parts if not (wheel / part).exists()]
+    if (needs := re.search(r"manylinux_(\d+)_(\d+)", found["wheel"])) and found["glibc"]:
+        if tuple(map(int, found["glibc"].split("."))) < tuple(map(int, needs.groups())):
+            wrong.append(f"the wheel needs glibc {'.'.join(needs.groups())} and this system has {found['glibc']}: take a newer one")
     library = f"libpython{python}.so.1.0"
     bundled = python == "3.13" or ctypes.util.find_library(f"python{python}")
     if not bundled and not (Path(found["libdir"]) / library).exists():
@@ -101,42 +107,44 @@ class TritonServer:
     def __init__(self,
         environment: str | Path | None = None,  # of its wheel, see `find_environment`
         log: str | Path | None = None,          # file that its log is appended to; default: one that goes with it
+        log_mb: float = 16.0,                   # size at which that file is renamed to `.1`, in place of the last one, and begun anew
         start_s: float = 30.0,                  # seconds it may take until it answers
+        options: Mapping[str, object] = MappingProxyType({}),  # of tritonserver, in place of ours or beside them: `model-repository`, `grpc-port`, …
     ):
         "Raises `PartMissing` where the server is not installed or does not start."
         self.environment = find_environment(environment)
         for attempt in (1, 2, 3):
             try:
-                self._start(log, start_s)
+                self._start(log, log_mb, start_s, options)
                 return
             except PartMissing as e:
                 if "already in use" not in str(e) or attempt == 3:  # somebody was faster to take a port that was free
                     raise
 
-    def _start(self, log: str | Path | None, start_s: float) -> None:
+    def _start(self, log: str | Path | None, log_mb: float, start_s: float, options: Mapping[str, object]) -> None:
         wheel, python = self.environment.wheel, self.environment.python
         home = Path(tempfile.mkdtemp(prefix="pdm-triton-"))
-        self.repository = home / "repository"  # the folder that it loads from
         backend = home / "backends/python"
-        for folder in (self.repository, backend):
-            folder.mkdir(parents=True)
+        backend.mkdir(parents=True)
         stub = wheel / "python_backend_stubs" / python / "triton_python_backend_stub"
         for part in (*(wheel / "backends/python").glob("*.*"), stub):
             (backend / part.name).symlink_to(part)
-        port, metrics, stubs = free_port(), free_port(), f"pdm_stub_{secrets.token_hex(4)}_"
-        self.address, self.metrics_url = f"127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics"
+        stubs = f"pdm_stub_{secrets.token_hex(4)}_"
         options = {
-            "model-repository": self.repository, "model-control-mode": "explicit", "strict-readiness": "false",
-            "grpc-address": "127.0.0.1", "grpc-port": port, "metrics-address": "127.0.0.1", "metrics-port": metrics,
+            "model-repository": home / "repository", "model-control-mode": "explicit", "strict-readiness": "false",
+            "grpc-address": "127.0.0.1", "grpc-port": free_port(), "metrics-address": "127.0.0.1", "metrics-port": free_port(),
             "allow-http": "false",
-            "backend-directory": home / "backends", "backend-config": f"python,shm-region-prefix-name={stubs}",
+            "backend-directory": home / "backends", "backend-config": f"python,shm-region-prefix-name={stubs}", **options,
         }  # our configurations are whole; letting Triton complete them would start each stub twice, 0.2 s against 1.8 s
+        self.address, self.metrics_url = f"127.0.0.1:{options['grpc-port']}", f"http://127.0.0.1:{options['metrics-port']}/metrics"
+        self.repository = Path(str(options["model-repository"]))  # the folder that it loads from
+        self.repository.mkdir(parents=True, exist_ok=True)
         command = [str(wheel / "bin/tritonserver"), "--disable-auto-complete-config", *(f"--{k}={v}" for k, v in options.items())]
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
         env |= {"PATH": f"{self.environment.folder / 'bin'}{os.pathsep}{env.get('PATH', os.defpath)}",
                 "LD_LIBRARY_PATH": self.environment.library_path}
         order = {"command": command, "env": env, "folder": str(home), "shared": [stubs, _regions()],
-                 "log": str(Path(log).absolute() if log else home / "server.log")}
+                 "log": str(Path(log).absolute() if log else home / "server.log"), "log_bytes": round(1e6 * log_mb)}
         self._guardian = subprocess.Popen([sys.executable, "-I", "-S", _edge("triton/guardian.py"), json.dumps(order)],
                                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
         self.pid = int(self._said().readline() or 0)  # of tritonserver itself

@@ -20,7 +20,7 @@ from ..errors import InvalidInput
 from ..model.bundle import Model, Scored, condition_row
 from ..signal.indicators import indicators
 from .alarms import Alarm, Command, events_of
-from .asset import Asset, Owned, assets_of
+from .asset import Asset, Owned, Version, assets_of
 from .intake import Accepted, Batch
 from .journal import DeadLetter, Event, Group, Raw, Row
 from .naming import Namer
@@ -40,7 +40,9 @@ def _round(values: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class _Answer:
     "What the model and the indicators say of a batch of one bundle."
+    model: Model
     scored: Scored
+    seconds: float           # that the model took
     rms: np.ndarray          # [window, channel]
     names: list[str]         # of the indicators, channel by channel
     indicators: np.ndarray   # [window, name], rounded
@@ -79,6 +81,8 @@ class Judge:
     ) -> Group:
         "What a batch comes to, to be committed as one; with the diagnoses that were finished meanwhile."
         scored, refused = scores or self.score(batch)
+        if any(answer.model is not self.owned[a.key].version.model for a, answer, _ in scored):
+            scored, refused = self.score(batch)  # the version was exchanged since: its verdict is its own
         group = Group(dead=[*batch.dead, *refused], marks=batch.changed, gone=batch.gone)
         if self._shelved:
             self._unshelve(group)
@@ -95,7 +99,7 @@ class Judge:
                 o.capture.add(a.window)
                 touched[a.key] = o
         for key, o in touched.items():
-            group.states[key] = (o.calibration, o.memory())
+            group.states[key] = (o.version.calibration, o.memory())
             self._ask(o)
         return group
 
@@ -113,6 +117,17 @@ class Judge:
                 self._begin_anew(asset, e, group)
         return group, asset.alarm
 
+    def exchange(self,
+        versions: Mapping[tuple[str, str], Version],            # by asset and stream
+    ) -> tuple[Group, dict[tuple[str, str], Version]]:          # to be committed; and those that judged until now
+        "Let other versions judge from the next window on. An alarm that stands goes on standing until they say otherwise."
+        group, before = Group(), dict[tuple[str, str], Version]()
+        for key, version in versions.items():
+            o = self.owned[key]
+            before[key], o.version = o.version, version
+            group.states[key] = (version.calibration, o.memory())
+        return group, before
+
     @property
     def diagnoses_waiting(self) -> int:
         "Faults that are being named."
@@ -129,12 +144,12 @@ class Judge:
 
     def score(self, batch: Batch) -> Scores:
         "The scores of a batch's windows, which depend on nothing but the windows."
-        accepted, refused, together = batch.accepted, list[DeadLetter](), dict[str, list[int]]()
+        accepted, refused, together = batch.accepted, list[DeadLetter](), dict[Model, list[int]]()
         for n, a in enumerate(accepted):
-            together.setdefault(self.owned[a.key].digest, []).append(n)
+            together.setdefault(self.owned[a.key].version.model, []).append(n)
         found: dict[int, tuple[_Answer, int]] = {}
-        for places in together.values():
-            model, windows = self.owned[accepted[places[0]].key].model, [accepted[n] for n in places]
+        for model, places in together.items():
+            windows = [accepted[n] for n in places]
             try:
                 answer = self._infer(model, windows)
                 found |= {n: (answer, i) for i, n in enumerate(places)}
@@ -166,20 +181,21 @@ class Judge:
         known = np.stack([condition_row(contract, a.window.conditions) for a in windows]) if contract.conditions else None
         since = time.perf_counter()
         scored = model.infer(x, known)
+        seconds = time.perf_counter() - since
         if self._on_infer is not None:
-            self._on_infer(len(windows), scored.engine, time.perf_counter() - since)
+            self._on_infer(len(windows), scored.engine, seconds)
         shape = (len(windows), len(contract.channels))
         values = {name: v.reshape(shape) for name, v in indicators(x.reshape(-1, x.shape[2]), contract.rate_hz).items()}
-        return _Answer(scored, values["rms"], [f"{name}_{c}" for name in values for c in contract.channels], _round(np.concatenate(list(values.values()), axis=1)))
+        return _Answer(model, scored, seconds, values["rms"], [f"{name}_{c}" for name in values for c in contract.channels], _round(np.concatenate(list(values.values()), axis=1)))
 
     def _row(self, o: Owned, a: Accepted, answer: _Answer, i: int, group: Group) -> Row:
         "The verdict on one window; what it does to the alarm, and the raw window where the archive takes it, are added to the group."
         w, scored, asset = a.window, answer.scored, self.assets[o.asset]
         aside = a.late or asset.alarm.maintenance
-        before = o.monitor.to_state() if aside else None
-        v = o.monitor.update(scored, i, a.t_ns, rms=answer.rms[i], conditions=w.conditions, window=w.samples)
+        before = o.version.monitor.to_state() if aside else None
+        v = o.version.monitor.update(scored, i, a.t_ns, rms=answer.rms[i], conditions=w.conditions, window=w.samples)
         if before is not None:
-            o.monitor.restore(before)
+            o.version.monitor.restore(before)
         elif (e := asset.turn(o, v, w.t_ns, w.epoch, w.seq)) is not None:
             group.events.append(e)
             group.alarms[o.asset] = asset.alarm.to_state()
@@ -196,10 +212,10 @@ class Judge:
             group.raw.append(Raw(o.asset, o.stream, w.epoch, w.seq, why, a.message.payload))
         return Row(o.asset, o.stream, w.epoch, w.seq, w.t_ns, w.t0_ns, float(v.score), p_value, float(v.p_unadapted),
                    float(v.offset_db), float(v.threshold), o.alarm, o.severity, v.state, (alarm.fault or "undetermined") if alarm.active else "none",
-                   alarm.episode if alarm.active else None, bool(v.supported) and o.within_budget, bool(v.extrapolating),
+                   alarm.episode if alarm.active else None, bool(v.supported) and o.version.within_budget, bool(v.extrapolating),
                    dict(zip(w.channels, map(float, v.channel_scores), strict=True)),
                    dict(zip(answer.names, answer.indicators[i].tolist(), strict=True)), dict(w.conditions),
-                   np.asarray(scored.embedding[i], np.float32), o.digest, scored.engine, flags, worst.severity, worst.stream)
+                   np.asarray(scored.embedding[i], np.float32), o.version.digest, scored.engine, flags, worst.severity, worst.stream)
 
     def _happen(self, asset: Asset, e: Event, group: Group) -> None:
         "An event that no window brought about."
@@ -213,10 +229,10 @@ class Judge:
         if asset.alarm.active:
             self._happen(asset, e._replace(kind="cleared"), group)
         for o in asset.streams:
-            (o.monitor.clear if e.kind == "cleared" else o.monitor.renew)()
+            (o.version.monitor.clear if e.kind == "cleared" else o.version.monitor.renew)()
             o.alarm, o.severity = False, 0
             o.forget()
-            group.states[o.key] = (o.calibration, o.memory())
+            group.states[o.key] = (o.version.calibration, o.memory())
 
     def _over(self, name: str) -> bool:
         return self.assets[name].alarm.shelved_until_ns <= self._now_ns()
@@ -253,4 +269,4 @@ class Judge:
                 continue
             o.fault = d.fault
             self._happen(asset, Event(o.asset, o.stream, d.episode, "diagnosed", w.t_ns, w.epoch, w.seq, {**d.details, **asset.alarm.silenced}), group)
-            group.states[o.key] = (o.calibration, o.memory())
+            group.states[o.key] = (o.version.calibration, o.memory())

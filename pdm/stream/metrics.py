@@ -22,6 +22,7 @@ class AgentMetrics:
     ):
         self.registry = r = CollectorRegistry()
         self._known = set(streams)
+        self._versions: dict[str, set[str]] = {}
         self.ready = Gauge("pdm_agent_ready", "1 while the agent takes windows and can score them", registry=r)
         self.connected = Gauge("pdm_broker_connected", "1 while there is a connection to the broker", registry=r)
         self.windows = Counter("pdm_windows", "Messages on window topics by what became of them", ["result"], registry=r)
@@ -34,6 +35,7 @@ class AgentMetrics:
         self.age_seconds = Histogram("pdm_window_age_seconds", "From a window's end, by its own clock, to its commit", buckets=_SLOW, registry=r)
         self.fallback = Gauge("pdm_engine_fallback", "1 while a model is scored in process instead of by its engine", ["model"], registry=r)
         self.switches = Counter("pdm_engine_switches", "Changes between engine and fallback", ["model", "to"], registry=r)
+        self.versions = Gauge("pdm_model_version", "1: a bundle whose verdicts count, 0: one that scores beside", ["name", "digest"], registry=r)
         self.commit_failures = Counter("pdm_commit_failures", "Transactions that failed and were tried again", registry=r)
         self.inbox = Gauge("pdm_inbox_messages", "Messages that have arrived and are not scored yet", registry=r)
         self.commit_queue = Gauge("pdm_commit_queue_groups", "Batches that are with the model server, or wait to be judged and committed", registry=r)
@@ -51,6 +53,15 @@ class AgentMetrics:
             self.windows.labels(result)
         for asset, stream in self._known:
             self.alarm.labels(asset, stream).set(0)
+
+    def version(self, name: str, digest: str, beside: str | None) -> None:
+        "Show which bundle of a type of asset is at work, and which one scores beside it."
+        shown = {digest[:12]: 1} | ({beside[:12]: 0} if beside and beside != digest else {})
+        for old in self._versions.get(name, set()) - set(shown):
+            self.versions.remove(name, old)
+        for label, counts in shown.items():
+            self.versions.labels(name, label).set(counts)
+        self._versions[name] = set(shown)
 
     def machine(self, asset: str, stream: str, score: float, alarm: bool, severity: int) -> None:
         "Show how a machine is, if it is one of ours."
