@@ -8,6 +8,8 @@ batch (gRPC or HTTP, with or without system shared memory); the worst of batches
 `swap_failed_requests`, `swap_wrong_version_verdicts`, `swap_worst_latency_ratio`: twenty deployments and a rollback under steady load, with the real broker, agent and
 updater as processes: windows that got no verdict, or one of the fallback; verdicts that are not what the bundle says that they name; and the worst time from when
 a window was due until it was acknowledged, over the 99th percentile while nothing was changed, before, between and after.
+
+`int8_parity_alarm_agreement`: see _serve_int8.py.
 """
 
 import statistics
@@ -20,18 +22,20 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _bench import arguments, check, report
+from _bench import arguments, check, in_turn, report, spread
 from _edge_parts import fitted, healthy_windows
 from _edge_triton import Ask, Clients
+from _serve_int8 import int8_rows
 from _serve_swap import CHECKS, swaps
 
 from pdm.errors import PartMissing
-from pdm.model.bundle import write_bundle
+from pdm.model.bundle import load_bundle, write_bundle
+from pdm.model.signature import Trust, sign, verify
 from pdm.process import free_port
 from pdm.serve.server import TritonServer
 from pdm.serve.triton import TritonEngine
 
-NAMES = {"swaps": CHECKS, "clients": ["client_ratio >= 0.95"], "ten": []}  # parts, and what each checks
+NAMES = {"swaps": CHECKS, "clients": ["client_ratio >= 0.95"], "ten": [], "signing": [], "int8": ["int8_parity_alarm_agreement >= 0.99"]}  # parts, and what each checks
 OURS = ["ours", "ours, in the message"]
 BARE = ["gRPC", "gRPC, shared memory", "HTTP", "HTTP, shared memory"]
 
@@ -116,8 +120,30 @@ def ten(b: Bench) -> None:
     b.tables["memory of server and stubs, MB"] = {f"{n} model{'s' * (n > 1)}": round(memory_mb(e.server), 1) for n, e in ((1, alone), (10, many)) if e.server}
 
 
+def signing(b: Bench) -> None:
+    "What it costs to sign a bundle and to prove its signature, with examples in it as they come."
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = b.folder / "key", b.folder / "key.pub"
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+    size, trust = sum(f.stat().st_size for f in b.bundle.path.iterdir()), Trust(keys=(public,))
+    times = in_turn(2 if b.quick else 15, 0.2, sign=lambda: sign(b.bundle.path, private), verify=lambda: verify(b.bundle.path, trust),
+                    load=lambda: load_bundle(b.bundle.path), read=lambda: [f.read_bytes() for f in b.bundle.path.iterdir()])
+    b.tables[f"signing a bundle of {size / 1e6:.1f} MB, milliseconds"] = {name: spread(t) for name, t in times.items()}
+
+
+def precision(b: Bench) -> None:
+    "INT8 and FP16 beside FP32, on the CPU."
+    checks, tables = int8_rows(b.quick)
+    b.checks += checks
+    b.tables |= tables
+
+
 def main() -> None:
-    work: dict[str, Callable[[Bench], None]] = {"swaps": change, "clients": clients, "ten": ten}
+    work: dict[str, Callable[[Bench], None]] = {"swaps": change, "clients": clients, "ten": ten, "signing": signing, "int8": precision}
     started, args = time.perf_counter(), arguments(__doc__ or "", list(work))
     checks, tables, seconds = list[dict](), dict[str, Any](), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
