@@ -40,6 +40,7 @@ def with_line(
 
 
 # %% ../nbs/rollout_cli.ipynb #rcli1d
+_STARTS_S = 10.0  # that an updater may take to start
 triton = typer.Typer(no_args_is_help=True, help="Which model should run here, and what became of it.")
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Wait = Annotated[bool, typer.Option("--wait", help="until it is promoted or refused; ends with 3 if refused")]
@@ -79,17 +80,24 @@ def _want(settings: Settings, rollout: Rollout, wanted: Wanted | None, name: str
     _write(file, with_line(file.read_text() if file.exists() else "", wanted, others))
 
 
-def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
-    "Raises `CheckFailed` where it was refused, `PartMissing` where nobody acts."
-    file = settings.state_dir / "updater.lock"
-    with open(file, "a") as lock:
+def _updater(settings: Settings) -> bool:
+    "Whether one is at work on this node."
+    with open(settings.state_dir / "updater.lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pass  # an updater is at work
-        else:
-            raise PartMissing("the line is written, and no updater is at work here: start `predmaint triton run`")
+            return True
+    return False
+
+
+def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
+    "Raises `CheckFailed` where it was refused, `PartMissing` where nobody acts."
+    end = time.monotonic() + _STARTS_S
     with Console(stderr=True).status("waiting") as shown:
+        while not _updater(settings):
+            if time.monotonic() > end:
+                raise PartMissing("the line is written, and no updater is at work here: start `predmaint triton run`")
+            time.sleep(0.2)
         while True:
             c = rollout.candidate(digest)
             if c is not None and c.state == "rolled_back":
@@ -106,7 +114,7 @@ def deploy(
     rollback: Annotated[bool, typer.Option("--rollback", help="an older bundle is meant")] = False,
     wait: Wait = False,
 ) -> None:
-    "Say that a bundle should run here. A folder is published first, with the calibrations beside it."
+    "Say that a bundle should run here. A folder is published first, with the calibrations beside it. One that was refused is tried again."
     from pdm.model.transport import push
     settings = load_settings()
     rollout = Rollout(settings.state_dir / "rollout.db")
@@ -120,6 +128,7 @@ def deploy(
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise InvalidInput(f"{bundle!r} is neither a folder nor a digest of 64 hexadecimal digits")
     _want(settings, rollout, Wanted(digest, rollback), name)
+    rollout.again(digest, "it is deployed again")
     typer.echo(f"desired: {digest}{f' for {name}' if name else ''}")
     if wait:
         _wait(settings, rollout, digest)

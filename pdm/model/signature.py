@@ -174,17 +174,18 @@ def verify(
     """Who signed the folder as it is. Raises `UntrustedBundle` for anything else than what somebody trusted has signed, `InvalidBundle` for a folder
     of other things than files, `InvalidConfig` for settings that can't be followed, and `PartMissing`. Keyless signers need the network: Sigstore's root."""
     folder = Path(folder)
+    what = folder.name.replace(digest[0], f"{digest[0][:12]}…") if (digest := re.match("[0-9a-f]{64}", what)) else folder.name
     if not (trust.keys or trust.identities or trust.unsigned):
         raise InvalidConfig("nobody is trusted here: name public keys or authorities in trusted_keys, or allow unsigned_bundles on a laptop", reason="no_trust")
     revoked, found = _revoked(trust.revoked), file_hashes(folder, most_bytes)
     if trust.unsigned and (SIGNATURE not in found or not (trust.keys or trust.identities)):
         return Signer("nobody", "", "")
     if found.pop(SIGNATURE, None) is None:
-        raise UntrustedBundle(f"{folder.name} is not signed: predmaint bundle sign, or allow unsigned_bundles on a laptop", reason="unsigned")
+        raise UntrustedBundle(f"{what} is not signed: predmaint bundle sign, or allow unsigned_bundles on a laptop", reason="unsigned")
     _configuration("verifying")
-    claim = read_claim(read_plain(folder / SIGNATURE, _MOST_SIGNATURE), folder.name)
-    _compare(claim.files, found, folder.name)
-    _still_good(claim, revoked, folder.name)
+    claim = read_claim(read_plain(folder / SIGNATURE, _MOST_SIGNATURE), what)
+    _compare(claim.files, found, what)
+    _still_good(claim, revoked, what)
     refusals = []
     for signer, verifier in _candidates(claim, trust, revoked):
         try:
@@ -193,9 +194,9 @@ def verify(
             refusals.append(f"{signer.subject}: {e}")
         else:
             if signer.fingerprint in revoked:
-                raise UntrustedBundle(f"{folder.name} is signed with {signer.subject}, which is revoked: sign it with another key", reason="revoked")
+                raise UntrustedBundle(f"{what} is signed with {signer.subject}, which is revoked: sign it with another key", reason="revoked")
             return signer
-    raise UntrustedBundle(f"{folder.name} is signed by nobody that is trusted here, or forged ({'; '.join(refusals) or f'no {claim.kind} is trusted'}): "
+    raise UntrustedBundle(f"{what} is signed by nobody that is trusted here, or forged ({'; '.join(refusals) or f'no {claim.kind} is trusted'}): "
                           "check trusted_keys, and who released it", reason="untrusted")
 
 

@@ -234,6 +234,15 @@ class Rollout:
         self._db.execute("INSERT INTO running VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET digest=excluded.digest, previous=excluded.previous, "
                          "since_ns=excluded.since_ns", (name, digest, previous, now))
 
+    def again(self,
+        digest: str,
+        reason: str,
+    ) -> None:
+        "Try a bundle once more that was rolled back, because somebody asks for it."
+        c = self.candidate(digest)
+        if c is not None and c.state == "rolled_back":
+            self.move(digest, "wanted", reason)
+
     def waits(self,
         digest: str,
         reason: str,
