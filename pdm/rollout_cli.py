@@ -92,13 +92,12 @@ def _updater(settings: Settings) -> bool:
 
 def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
     "Raises `CheckFailed` where it was refused, `PartMissing` where nobody acts."
-    end = time.monotonic() + _STARTS_S
+    seen = time.monotonic()
     with Console(stderr=True).status("waiting") as shown:
-        while not _updater(settings):
-            if time.monotonic() > end:
-                raise PartMissing("the line is written, and no updater is at work here: start `predmaint triton run`")
-            time.sleep(0.2)
         while True:
+            seen = time.monotonic() if _updater(settings) else seen
+            if time.monotonic() - seen > _STARTS_S:
+                raise PartMissing("the line is written, and no updater is at work here: start `predmaint triton run`")
             c = rollout.candidate(digest)
             if c is not None and c.state == "rolled_back":
                 raise CheckFailed(f"{digest[:12]} was refused: {c.reason}")

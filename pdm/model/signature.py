@@ -7,6 +7,7 @@ __all__ = ['sign', 'Trust', 'Signer', 'verify']
 
 # %% ../../nbs/model/signature.ipynb #sign3
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,7 +175,7 @@ def verify(
     """Who signed the folder as it is. Raises `UntrustedBundle` for anything else than what somebody trusted has signed, `InvalidBundle` for a folder
     of other things than files, `InvalidConfig` for settings that can't be followed, and `PartMissing`. Keyless signers need the network: Sigstore's root."""
     folder = Path(folder)
-    what = folder.name.replace(digest[0], f"{digest[0][:12]}…") if (digest := re.match("[0-9a-f]{64}", what)) else folder.name
+    what = re.sub("^([0-9a-f]{12})[0-9a-f]{52}", r"\1…", folder.name)
     if not (trust.keys or trust.identities or trust.unsigned):
         raise InvalidConfig("nobody is trusted here: name public keys or authorities in trusted_keys, or allow unsigned_bundles on a laptop", reason="no_trust")
     revoked, found = _revoked(trust.revoked), file_hashes(folder, most_bytes)
