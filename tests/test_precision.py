@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import pdm
@@ -13,7 +14,7 @@ from pdm.model.detector import EXAMPLES
 from pdm.model.operators import check_operators
 from pdm.serve.engine import Artifact, Canary, InProcess, InProcessModel
 from pdm.serve.parity import LEAST_TOLERANCE, choose, compare, straddling
-from pdm.serve.precision import NETWORK, reduced
+from pdm.serve.precision import LOUDER, NETWORK, reduced
 
 
 def humming(n, seed=0):
@@ -81,6 +82,44 @@ def test_what_is_not_the_network_is_left_as_it_was(fitted):
         assert [v.SerializeToString() for v in onnx.load_from_string(graph).graph.input] == [v.SerializeToString() for v in onnx.load_from_string(full).graph.input]
         assert graph == reduced(full, precision, *halves(bundle)[0])  # the same bytes
         check_operators(graph)
+
+
+def test_what_the_distances_read_is_made_in_32_bits(fitted):
+    _, bundle, _ = fitted
+    if recurrent(bundle):
+        pytest.skip("no LSTM of 8 bits")
+    nodes = onnx.load_from_string(reduced(bundle.onnx.read_bytes(), "int8", *halves(bundle)[0])).graph.node
+    rounded = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
+    inside = [n for n in nodes if n.name.startswith(NETWORK) and n.op_type == "Conv"]
+    for_others = {i for n in nodes if n.name.startswith("scorer/") and not n.name.startswith(NETWORK) for i in n.input}
+    border = [n for n in inside if for_others.intersection([n.output[0]]) or n.input[0] in for_others]
+    assert len(border) == 3 and not any(rounded.intersection(n.input) for n in border)
+    assert all(rounded.issuperset(n.input[:2]) for n in inside if n not in border) and len(inside) > len(border)
+
+
+def test_the_ranges_of_8_bits_leave_room_for_a_louder_machine(fitted):
+    _, bundle, _ = fitted
+    if recurrent(bundle):
+        pytest.skip("no LSTM of 8 bits")
+    (windows, conditions), full = halves(bundle)[0], bundle.onnx.read_bytes()
+
+    def range_of_features(given):
+        model = onnx.load_from_string(reduced(full, "int8", given, conditions))
+        weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+        return 127 * next(float(weights[n.input[1]]) for n in model.graph.node if n.op_type == "QuantizeLinear")
+
+    def extreme(given):
+        "Of the standardised features, by the graph itself."
+        model = onnx.load_from_string(full)
+        feature = next(n.input[0] for n in model.graph.node if n.name.startswith(NETWORK) and n.op_type == "Conv")
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(feature))
+        feed = {"window": given, "conditions": conditions, "conditions_known": np.ones_like(conditions)}
+        return float(np.abs(ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run([feature], feed)[0]).max())
+
+    still = windows.mean(2, keepdims=True)
+    louder = (still + LOUDER * (windows - still)).astype(np.float32)
+    assert range_of_features(windows) == pytest.approx(max(extreme(windows), extreme(louder)), rel=1e-3)
+    assert range_of_features(windows) > 1.2 * extreme(windows)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
