@@ -22,6 +22,7 @@ from pdm.data.window import decode_ack
 from pdm.errors import InvalidConfig, PartMissing
 from pdm.model.bundle import Contract, write_bundle
 from pdm.model.signature import Trust, sign, verify
+from pdm.process import Child
 from pdm.serve.engine import Engine, InProcess
 from pdm.serve.triton import TritonEngine
 from pdm.signal.diagnose import diagnose
@@ -360,7 +361,7 @@ _KILLED = textwrap.dedent("""
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_an_updater_that_is_killed_at_each_transition_goes_on_where_it_was(line, when):
+def test_an_updater_that_is_killed_at_each_transition_goes_on_where_it_was(line, when, tmp_path):
     new = line.release(1.05)
     line.want(new)
     settings = {"STATE_DIR": line.settings.state_dir, "ASSETS": line.settings.assets, "UNSIGNED_BUNDLES": "true", "SHADOW_WINDOWS": "40", "ROLLOUT_FREE_MB": "1"}
@@ -368,9 +369,9 @@ def test_an_updater_that_is_killed_at_each_transition_goes_on_where_it_was(line,
     line.send(2)
     way = STATES[1:7]
     for before, after in zip(("wanted", *way), way, strict=False):
-        with subprocess.Popen([sys.executable, "-c", _KILLED, when, after], env=env) as updater:
-            line.until(lambda updater=updater: updater.poll() is not None)
-            assert updater.returncode == -signal.SIGKILL
+        with Child([sys.executable, "-c", _KILLED, when, after], tmp_path / "updater.log", env=env) as updater:
+            line.until(lambda updater=updater: not updater.alive)
+            assert updater.process.returncode == -signal.SIGKILL
         assert line.rollout.candidate(new).state == (before if when == "before" else after)
     run(line, updater_of(line), new, "promoted")
     line.until(lambda: line.rollout.observed()["motor"][0] == new)
