@@ -574,6 +574,27 @@ def test_a_disk_that_is_full_while_a_bundle_is_staged_costs_nothing_but_time(lin
     assert line.check_every_verdict() <= {line.site.bundle.digest, new}
 
 
+# what is rare, and happens
+
+
+def at_work(line, digest: str, settled: bool = True) -> str:
+    "Promote without an updater, and wait until the agent has it."
+    line.follow(digest, "promoted")
+    if settled:
+        line.rollout.settle(digest, "as the test says")
+    line.until(lambda: line.rollout.observed().get("motor", ("",))[0] == digest)
+    return digest
+
+
+def test_a_rollback_that_was_asked_for_is_not_undone_because_it_disagrees_with_what_it_replaces(line):
+    good, bad = at_work(line, line.release(1.05)), at_work(line, line.release(9.0), settled=False)
+    updater = updater_of(line)
+    line.want(f"{good} rollback")
+    run(line, updater, good, "promoted")
+    line.until(lambda: (updater.step(), line.rollout.candidate(good).settled or line.rollout.running()["motor"].digest == bad)[1])
+    assert line.rollout.running()["motor"].digest == good
+
+
 # with the real tritonserver
 
 

@@ -103,7 +103,7 @@ class Updater:
     def _advance(self, c: Candidate) -> None:
         running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self._wanted}
         if c.state == "promoted" and c.digest == running.digest:
-            return self._keep_up(c) if c.settled else self._on_probation(c)
+            return self._keep_up(c) if c.settled else self._on_probation(c, running.previous)
         if c.digest not in wanted or c.state == "rolled_back":
             return None
         if c.state == "promoted":  # once, and another one since
@@ -242,21 +242,26 @@ class Updater:
         ruling = in_shadow(compared, over, self._s.rollout_free_mb)
         self._follow(c, ruling)
 
-    def _on_probation(self, c: Candidate) -> None:
+    def _on_probation(self, c: Candidate, previous: str | None) -> None:
         over = self._now_s() - c.since_ns / 1e9 >= 60 * self._s.probation_minutes
         compared = self._rollout.compared(c.digest)
         if compared is None or not compared.failed:
             digest, _ = self._there(c)
             if digest != c.digest:
                 raise _NotYet("the agent has not taken it over yet")
+            if c.rollback or previous is None:
+                return self._settle(c, "asked for by name: it need not agree with what it replaces" if c.rollback else "there is no version to compare it with")
         if compared is None:
             raise _NotYet("nothing was compared yet")
         ruling = on_probation(compared, over, self._s.rollout_free_mb)
         if ruling.action == "promote":
-            self._rollout.settle(c.digest, ruling.reason, round(self._now_s() * 1e9))
-            log.info("%s has passed its probation: %s", c.digest[:12], ruling.reason)
+            self._settle(c, ruling.reason)
         else:
             self._follow(c, ruling)
+
+    def _settle(self, c: Candidate, reason: str) -> None:
+        self._rollout.settle(c.digest, reason, round(self._now_s() * 1e9))
+        log.info("the probation of %s is over: %s", c.digest[:12], reason)
 
     def _follow(self, c: Candidate, ruling: Ruling) -> None:
         if ruling.action == "wait":
