@@ -595,6 +595,16 @@ def test_a_rollback_that_was_asked_for_is_not_undone_because_it_disagrees_with_w
     assert line.rollout.running()["motor"].digest == good
 
 
+def test_two_versions_of_one_stolen_key_both_go(line, keys, tmp_path):
+    revoked = tmp_path / "revoked"
+    first, second = (signed(line, line.release(gain), keys / "release") for gain in (1.05, 1.1))
+    at_work(line, first)
+    at_work(line, second, settled=False)
+    revoked.write_text(verify(line.bundles / first, Trust(keys=(keys / "release.pub",))).fingerprint)
+    updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False, revoked_keys=revoked).step()
+    assert line.rollout.running()["motor"].digest == ""
+
+
 # with the real tritonserver
 
 

@@ -226,6 +226,8 @@ class Rollout:
                 self._run(c.name, digest, now_running.digest, now)
             elif after == "rolled_back" and now_running.digest == digest:
                 self._run(c.name, now_running.previous or "", None, now)
+            elif after == "rolled_back" and c.state == "promoted" and now_running.previous == digest:
+                db.execute("UPDATE running SET previous = '' WHERE name = ?", (c.name,))  # no way back to what does not count any more
         found = self.candidate(digest)
         assert found is not None
         return found
