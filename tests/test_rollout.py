@@ -605,6 +605,19 @@ def test_two_versions_of_one_stolen_key_both_go(line, keys, tmp_path):
     assert line.rollout.running()["motor"].digest == ""
 
 
+def test_a_version_that_was_refused_and_is_the_way_back_all_the_same_does_not_bar_the_next_one(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1), settled=False)
+    updater = updater_of(line)
+    line.want(first)
+    assert "is older" in run(line, updater, first, "rolled_back").reason
+    line.rollout.move(second, "rolled_back", "as the test says")
+    assert line.rollout.running()["motor"].digest == first
+    third = line.release(1.15)
+    line.want(third)
+    line.until(lambda: (updater.step(), line.rollout.candidate(third).state in ("shadow", "promoted"))[1])
+    assert line.rollout.candidate(first).state == "promoted"
+
+
 # with the real tritonserver
 
 

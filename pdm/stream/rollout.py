@@ -226,6 +226,9 @@ class Rollout:
                 self._run(c.name, digest, now_running.digest, now)
             elif after == "rolled_back" and now_running.digest == digest:
                 self._run(c.name, now_running.previous or "", None, now)
+                if (back := self.candidate(now_running.previous or "")) and back.state == "rolled_back":  # its return was refused meanwhile
+                    self._note(back, "promoted", reason, now, {})
+                    db.execute("UPDATE candidate SET state = 'promoted', settled = 1, reason = ? WHERE digest = ?", (f"it runs again: {reason}", back.digest))
             elif after == "rolled_back" and c.state == "promoted" and now_running.previous == digest:
                 db.execute("UPDATE running SET previous = '' WHERE name = ?", (c.name,))  # no way back to what does not count any more
         found = self.candidate(digest)
