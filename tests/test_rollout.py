@@ -618,6 +618,14 @@ def test_a_version_that_was_refused_and_is_the_way_back_all_the_same_does_not_ba
     assert line.rollout.candidate(first).state == "promoted"
 
 
+def test_a_champion_that_comes_to_probation_again_is_compared_again(line):
+    new = at_work(line, line.release(1.1), settled=False)
+    line.until(lambda: line.rollout.compared(new))
+    for state in ("wanted", *STATES[1:7]):
+        line.rollout.move(new, state, "its engine was built again")
+    line.until(lambda: line.rollout.compared(new))
+
+
 # with the real tritonserver
 
 

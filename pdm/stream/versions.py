@@ -371,14 +371,14 @@ class Follower:
         log.info("%s: bundle %s judges now, before it was %s", name, digest[:12] or "as installed", before[:12] or "as installed")
 
     def _put_beside(self, name: str, digest: str | None) -> None:
-        if digest == self._beside[name]:
-            return
-        shadows = self._at_work().shadows
-        if shadow := shadows.pop(name, None):
-            shadow.close()
-        self._beside[name] = None
-        main = self._main[name]
+        main, shadows = self._main[name], self._at_work().shadows
         candidate = digest if digest and digest != main and (c := self._rollout.candidate(digest)) and c.state == "shadow" else main
+        if digest == self._beside[name] and (digest is None or self._candidate[name] == self._compared_for(candidate)):
+            return
+        if name in shadows:
+            self._report(name, keep=True)
+            shadows.pop(name).close()
+        self._beside[name] = None
         if digest is None or (versions := self._loaded(name, digest, candidate)) is None:
             return
         self._candidate[name] = self._compared_for(candidate)
