@@ -626,6 +626,16 @@ def test_a_champion_that_comes_to_probation_again_is_compared_again(line):
     line.until(lambda: line.rollout.compared(new))
 
 
+def test_a_champion_does_not_answer_for_a_former_version_that_can_not_be_loaded_any_more(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1), settled=False)
+    line.stop()
+    (line.bundles / first / "model.onnx").write_bytes(b"not a graph")
+    line.start()
+    updater = updater_of(line, probation_minutes=0.02)
+    line.until(lambda: (updater.step(), (c := line.rollout.candidate(second)).settled or c.state == "rolled_back")[1])
+    assert line.rollout.running()["motor"].digest == second
+
+
 # with the real tritonserver
 
 

@@ -321,7 +321,7 @@ class Follower:
         return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest}
 
     def _loaded(self, name: str, digest: str, candidate: str) -> dict[Key, Version] | None:
-        "The versions, each as it was left when it was last at work; None where they can't be loaded: the candidate is told why."
+        "The versions, each as it was left when it was last at work; None where they can't be loaded: the candidate is told why, and not blamed for another one."
         if self._failed.get(digest, 0.0) > time.monotonic():
             return None
         try:
@@ -330,7 +330,7 @@ class Follower:
             log.error("bundle %s can't be loaded: %s", digest[:12] or "as installed", e)
             self._failed[digest] = time.monotonic() + _AGAIN_S
             if c := self._rollout.candidate(candidate):
-                self._rollout.keep(candidate, Comparison(failed=f"{e}"), c.since_ns)
+                self._rollout.keep(candidate, Comparison(failed=f"{e}") if digest == candidate else self._rollout.compared(candidate) or Comparison(), c.since_ns)
             return None
         for key, (calibration, state) in self._rollout.states(digest).items():
             if key in versions and versions[key].calibration == calibration:
