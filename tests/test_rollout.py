@@ -636,6 +636,15 @@ def test_a_champion_does_not_answer_for_a_former_version_that_can_not_be_loaded_
     assert line.rollout.running()["motor"].digest == second
 
 
+def test_two_lines_for_one_type_of_asset_do_not_take_turns(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1))
+    line.want(f"{first} rollback", f"{second} rollback")
+    updater = updater_of(line)
+    for _ in range(40):
+        updater.step()
+    assert len([s for s in line.rollout.audit() if s.after == "promoted" != s.before]) <= 3
+
+
 # with the real tritonserver
 
 
