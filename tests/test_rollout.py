@@ -645,6 +645,17 @@ def test_two_lines_for_one_type_of_asset_do_not_take_turns(line):
     assert len([s for s in line.rollout.audit() if s.after == "promoted" != s.before]) <= 3
 
 
+def test_a_champion_whose_engine_is_built_again_stays_champion_while_another_one_is_on_its_way(line):
+    first, second = at_work(line, line.release(1.05)), line.release(1.1)
+    updater = updater_of(line, shadow_windows=10**6)
+    line.want(second)
+    run(line, updater, second, "shadow")
+    line.rollout.move(first, "wanted", "its engine is gone")
+    line.until(lambda: (updater.step(), line.rollout.candidate(first).state in ("promoted", "rolled_back"))[1])
+    assert line.rollout.running()["motor"].digest == first and line.rollout.candidate(first).state == "promoted"
+    assert line.rollout.candidate(second).state == "shadow"
+
+
 # with the real tritonserver
 
 

@@ -104,7 +104,7 @@ class Updater:
         running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self._wanted}
         if c.state == "promoted" and c.digest == running.digest:
             return self._keep_up(c) if c.settled else self._on_probation(c, running.previous)
-        if c.digest not in wanted or c.state == "rolled_back":
+        if c.digest not in wanted | {running.digest} or c.state == "rolled_back":
             return None
         if c.state == "promoted" and running.digest in wanted:
             raise _NotYet(f"{running.digest[:12]} runs and is wanted, too: one bundle a type of asset, take one of the two lines away")
@@ -148,8 +148,9 @@ class Updater:
             raise CheckFailed(f"no stream here takes {contract.name} ({len(contract.channels)} x {contract.samples} at {contract.rate_hz:g} Hz): there is {known}")
         if not c.rollback:
             self._not_older(c, contract)
+        running = self._rollout.running().get(contract.name, Running("", None, 0)).digest  # whose engine may be built again meanwhile
         for other in self._rollout.candidates():
-            if other.name == contract.name and other.digest != c.digest and other.state in ("verified", "built", "parity", "shadow"):
+            if other.name == contract.name and other.digest != c.digest and running not in (c.digest, other.digest) and other.state in ("verified", "built", "parity", "shadow"):
                 raise CheckFailed(f"{other.digest[:12]} is on its way for {contract.name} already: one bundle a type of asset")
         for (asset, stream), record in self._records(c.digest, contract).items():
             before = self._record_now(contract.name, asset, stream)
