@@ -656,6 +656,22 @@ def test_a_champion_whose_engine_is_built_again_stays_champion_while_another_one
     assert line.rollout.candidate(second).state == "shadow"
 
 
+def test_an_engine_that_was_built_again_is_taken_up_by_an_agent_that_is_at_work(line):
+    new = line.release(1.1)
+    line.follow(new, "verified")
+    graph = onnx.load(line.bundles / new / "model.onnx")
+    for name in ("first", "again"):
+        file, graph.doc_string = line.settings.state_dir / f"{name}.onnx", name
+        onnx.save(graph, file)
+        for state in STATES[3:7]:
+            line.rollout.move(new, state, name, artifact={"path": str(file), "precision": "fp32", "tolerance": 1e-3})
+        line.until(lambda file=file: file in [artifact.path for _, artifact in list(line.models._loaded) if artifact])
+        line.send(4)
+        line.rollout.move(new, "wanted", "its engine is gone")
+    wait_for(lambda: [a.path.stem for _, a in list(line.models._loaded) if a] == ["again"])  # and the one before is let go
+    assert line.check_every_verdict() == {line.site.bundle.digest, new}
+
+
 # with the real tritonserver
 
 

@@ -232,6 +232,7 @@ class Follower:
         self._main: dict[str, str] = {}                   # by type: the digest whose verdicts count; empty: as installed
         self._beside: dict[str, str | None] = {}
         self._candidate: dict[str, tuple[str, int]] = {}  # by type: whose comparison the shadow's is, since when
+        self._executed: dict[str, Artifact | None] = {}   # by type: what is executed for the digest whose verdicts count
         self._versions: dict[str, dict[Key, Version]] = {}  # by type: those that judge
         self._released: dict[str, set[Key]] = {}          # by type: streams that are not as installed
         self._failed: dict[str, float] = {}               # by digest: when to try again
@@ -244,7 +245,7 @@ class Follower:
         "The agent's streams, with the versions that the rollout has at work. One that can't be loaded leaves what is installed in place."
         chosen, warm = dict(self._installed), dict[Key, tuple[str, dict]]()
         for name in self._streams:
-            self._main[name], self._beside[name], self._released[name] = "", None, set()
+            self._main[name], self._beside[name], self._released[name], self._executed[name] = "", None, set(), None
         for name, r in self._rollout.running().items():
             if name in self._streams and r.digest:
                 try:
@@ -255,7 +256,7 @@ class Follower:
                     continue
                 chosen |= choices
                 warm |= self._rollout.states(r.digest)
-                self._main[name], self._released[name] = r.digest, set(choices)
+                self._main[name], self._released[name], self._executed[name] = r.digest, set(choices), self._artifact(r.digest)
         owned = own(self._records, self._models.load, journal, chosen, warm)
         for o in owned:
             name = self._installed[o.key].bundle.contract.name
@@ -296,7 +297,8 @@ class Follower:
         for name in self._streams:
             r = running.get(name)
             digest = r.digest if r else ""
-            if digest != self._main[name]:
+            c = self._rollout.candidate(digest)
+            if digest != self._main[name] or c is not None and c.state == "promoted" and self._artifact(digest) != self._executed[name]:
                 self._exchange(name, digest, beside.get(name))
             if digest == self._main[name]:
                 self._put_beside(name, beside.get(name))
@@ -314,11 +316,13 @@ class Follower:
         before = self._streams[name]
         if not digest:  # the other streams are as installed already
             return {key: c for key, c in before.items() if key in self._released[name]}
-        c = self._rollout.candidate(digest)
-        a = c.artifact if c else {}
-        artifact = Artifact(Path(a["path"]), a["precision"], a["tolerance"]) if a else None
-        chosen = released(self._folder, digest, before, artifact)
+        chosen = released(self._folder, digest, before, self._artifact(digest))
         return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest}
+
+    def _artifact(self, digest: str) -> Artifact | None:
+        "What is executed in place of a bundle's graph, as it was built last."
+        c = self._rollout.candidate(digest)
+        return Artifact(Path(c.artifact["path"]), c.artifact["precision"], c.artifact["tolerance"]) if c and c.artifact else None
 
     def _loaded(self, name: str, digest: str, candidate: str) -> dict[Key, Version] | None:
         "The versions, each as it was left when it was last at work; None where they can't be loaded: the candidate is told why, and not blamed for another one."
@@ -340,7 +344,7 @@ class Follower:
     def _exchange(self, name: str, digest: str, beside: str | None) -> None:
         "Another version judges from here on; where that is wanted, the former one goes on beside it."
         agent = self._at_work()
-        before, shadow, candidate = self._main[name], agent.shadows.get(name), self._compared_for(digest)
+        before, shadow, candidate, executed = self._main[name], agent.shadows.get(name), self._compared_for(digest), self._artifact(digest)
         ready = shadow is not None and self._beside[name] == digest
         loaded = {} if ready else self._loaded(name, digest, digest)
         if loaded is None:
@@ -356,7 +360,7 @@ class Follower:
             self._released[name] = set(versions) if digest else set()
             agent.shadows.pop(name, None)
             self._versions[name] = self._versions[name] | versions
-            self._main[name], self._beside[name] = digest, None  # here, in the thread that does it: so it is, whatever becomes of the commit
+            self._main[name], self._beside[name], self._executed[name] = digest, None, executed  # here, in the thread that does it: so it is, whatever becomes of the commit
             if beside is not None and beside == before:
                 agent.shadows[name], self._beside[name] = Shadow(former, versions, self._hops), before
                 self._candidate[name] = candidate
