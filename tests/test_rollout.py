@@ -672,6 +672,17 @@ def test_an_engine_that_was_built_again_is_taken_up_by_an_agent_that_is_at_work(
     assert line.check_every_verdict() == {line.site.bundle.digest, new}
 
 
+def test_the_engines_of_all_that_runs_are_kept_up_not_only_of_the_first(line):
+    digests = {"motor": line.release(1.05), "pump": line.release(1.1, name="pump")}
+    line.follower.stop()
+    for name, digest in digests.items():
+        line.follow(digest, "promoted", name)
+        line.rollout._db.execute("UPDATE candidate SET settled = 1, artifact = ? WHERE digest = ?",
+                                 (json.dumps({"path": "gone.onnx", "precision": "fp16", "tolerance": 1e-3}), digest))
+    updater_of(line).step()
+    assert all("its engine is gone" in line.rollout.audit(d)[-1].reason for d in digests.values())
+
+
 # with the real tritonserver
 
 

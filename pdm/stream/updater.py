@@ -63,7 +63,7 @@ class Updater:
         self._tries: dict[str, tuple[int, float]] = {}  # by digest: how often in vain, and when again
         self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
-        self._kept_up = -_KEEP_UP_S
+        self._kept_up: dict[str, float] = {}            # by digest: when to look at its engine again
         self.trouble = ""                               # with the file itself, or with whom to trust
         self.steps: Callable[[Candidate], object] = lambda c: None  # told of each
 
@@ -276,9 +276,9 @@ class Updater:
         compared = self._rollout.compared(c.digest)
         if compared is not None and compared.failed:
             return self._follow(c, on_probation(compared, True))
-        if not c.artifact or time.monotonic() < self._kept_up + _KEEP_UP_S:
+        if not c.artifact or time.monotonic() < self._kept_up.get(c.digest, 0.0):
             return None
-        self._kept_up = time.monotonic()
+        self._kept_up[c.digest] = time.monotonic() + _KEEP_UP_S
         file, bundle = Path(c.artifact["path"]), load_bundle(self._folder / c.digest, c.digest)
         now = self._artifact(bundle, c.artifact["precision"]) if file.suffix == ".plan" else None
         if not file.exists() or now is not None and now.path != file:
