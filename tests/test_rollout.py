@@ -28,9 +28,10 @@ from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
 from pdm.stream.journal import Journal
 from pdm.stream.rollout import STATES, Rollout, Wanted
+from pdm.stream.shadow import Shadow
 from pdm.stream.updater import Updater, desired_file, status
 from pdm.stream.updater import running as updater_running
-from pdm.stream.versions import Follower, Models
+from pdm.stream.versions import Follower, Models, installed, versions_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -681,6 +682,30 @@ def test_the_engines_of_all_that_runs_are_kept_up_not_only_of_the_first(line):
                                  (json.dumps({"path": "gone.onnx", "precision": "fp16", "tolerance": 1e-3}), digest))
     updater_of(line).step()
     assert all("its engine is gone" in line.rollout.audit(d)[-1].reason for d in digests.values())
+
+
+def test_a_shadow_that_hangs_lets_go_of_the_monitors_that_it_has_given_away(line):
+    class Late:
+        def __init__(self, model):
+            self.model, self.contract, self.go = model, model.contract, threading.Event()
+
+        def infer(self, windows, conditions=None):
+            self.go.wait(30)
+            return self.model.infer(windows, conditions)
+
+    versions = versions_of(installed(line.records), line.records, InProcess().load)
+    late = Late(next(iter(versions.values())).model)
+    for v in versions.values():
+        v.model = late
+    shadow = Shadow(versions, {key: o.version for key, o in line.agent._judge.owned.items()}, {})
+    line.agent.shadows["by hand"] = shadow
+    line.send(1)
+    del line.agent.shadows["by hand"]
+    given = shadow.take(0.1)
+    before = [v.monitor.to_state() for v in given.values()]
+    late.go.set()
+    shadow._thread.join(10)
+    assert [v.monitor.to_state() for v in given.values()] == before
 
 
 # with the real tritonserver
