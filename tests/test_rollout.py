@@ -26,6 +26,7 @@ from pdm.serve.engine import Engine, InProcess
 from pdm.serve.triton import TritonEngine
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
+from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
 from pdm.stream.rollout import STATES, Rollout, Wanted
 from pdm.stream.shadow import Shadow
@@ -706,6 +707,15 @@ def test_a_shadow_that_hangs_lets_go_of_the_monitors_that_it_has_given_away(line
     late.go.set()
     shadow._thread.join(10)
     assert [v.monitor.to_state() for v in given.values()] == before
+
+
+@pytest.mark.parametrize("command", [{"action": "clear"}, {"action": "maintenance", "what": "bearing replaced"}], ids=lambda c: c["action"])
+def test_what_people_do_about_an_alarm_holds_for_the_version_beside_too(line, command):
+    line.follow(line.release(1.1), "shadow")
+    line.until(lambda: (s := line.agent.shadows.get("motor")) and s.versions[key_of(0)].monitor.to_state()["alarm"], level=4.0)
+    line.agent.command(Command(asset=path_of(0), by="anna", **command))
+    states = [line.agent.shadows["motor"].versions[key_of(i)].monitor.to_state() for i in range(2)]
+    assert [s["alarm"] for s in states] == [False, True]
 
 
 # with the real tritonserver

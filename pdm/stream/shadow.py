@@ -81,6 +81,20 @@ class Shadow:
             self._given = True
         return self.versions
 
+    def begin_anew(self,
+        asset: str,
+        worked_on: bool,  # the machine; False: only its alarm was cleared
+    ) -> None:
+        "What people did holds for the version beside, too. What still waits was before that, and is dropped."
+        with self._turn:
+            for judged in self._waiting:
+                before = len(judged)
+                judged[:] = [j for j in judged if j.accepted.key[0] != asset]
+                self.comparison.dropped += before - len(judged)
+        with self._at_work:
+            for monitor in [v.monitor for key, v in self.versions.items() if key[0] == asset and not self._given]:
+                (monitor.renew if worked_on else monitor.clear)()
+
     def close(self) -> None:
         "End it at once."
         self._end(drain=False)
