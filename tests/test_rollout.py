@@ -718,6 +718,22 @@ def test_what_people_do_about_an_alarm_holds_for_the_version_beside_too(line, co
     assert [s["alarm"] for s in states] == [False, True]
 
 
+def test_an_alarm_that_stands_is_not_told_again_by_an_agent_that_was_killed_before_the_exchange(line):
+    line.level = lambda seq: 4.0
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.until(lambda: line.verdicts() and line.verdicts()[-1].alarm and line.rollout.states(new), level=4.0)
+    line.send(10, level=4.0)
+    wait_for(lambda: all(s["t"] == window(line.sent - 1).t_ns for _, s in line.rollout.states(new).values()))
+    line.stop()
+    line.rollout.move(new, "promoted", "while no agent was there")
+    line.start()
+    line.send(5, level=4.0)
+    assert line.verdicts()[-1].model == new
+    with line.site.reader() as reader:
+        assert [e.kind for e in reader.events(path_of(0)) if e.kind in ("raised", "escalated", "cleared")] == ["raised"]
+
+
 # with the real tritonserver
 
 

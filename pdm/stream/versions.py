@@ -134,7 +134,7 @@ def own(
     load: Load,                       # how a bundle becomes a model
     journal: JournalReader,           # where monitors and alarms stood
     chosen: Mapping[Key, Choice] | None = None,                # default: as installed
-    warm: Mapping[Key, tuple[str, dict]] | None = None,        # where the monitors of a version stood that was promoted just before the end
+    warm: Mapping[Key, tuple[str, dict]] | None = None,        # where the monitors of a version stood that came to judge while no agent was there
 ) -> list[Owned]:
     "The streams of the asset records, each as it was left. Raises what `installed` does."
     records = list(records)
@@ -144,11 +144,12 @@ def own(
         for name in r.streams:
             o = Owned(r.path, name, versions[r.path, name], r.bearing_of(name), chosen[r.path, name].record.hop_s)
             known, state = states.get(o.key, ("", {}))
+            calibration, monitor = warm.get(o.key, ("", {}))
+            if known != o.version.calibration == calibration:  # the alarm stands as the other version has left it
+                known, state = calibration, {**monitor, "judge": state.get("judge", {})}
             fits = known == o.version.calibration
             o.recall(state, monitor=fits)
-            if not fits and warm.get(o.key, ("",))[0] == o.version.calibration:
-                o.version.monitor.restore(warm[o.key][1])
-            elif known and not fits:
+            if known and not fits:
                 log.info("%s/%s has a new calibration: its monitor starts anew", *o.key)
             owned.append(o)
     return owned
