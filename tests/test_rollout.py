@@ -734,6 +734,16 @@ def test_an_alarm_that_stands_is_not_told_again_by_an_agent_that_was_killed_befo
         assert [e.kind for e in reader.events(path_of(0)) if e.kind in ("raised", "escalated", "cleared")] == ["raised"]
 
 
+def test_what_was_installed_is_warm_again_when_it_was_rolled_back_to_while_no_agent_was_there(line):
+    new = at_work(line, line.release(1.1), settled=False)
+    line.until(lambda: line.rollout.states("") and line.agent.shadows)
+    line.send(10)
+    line.stop()
+    line.rollout.move(new, "rolled_back", "while no agent was there")
+    line.start()
+    assert line.agent._judge.owned[key_of(0)].version.monitor.to_state()["t"] == window(line.sent - 1).t_ns
+
+
 # with the real tritonserver
 
 

@@ -248,7 +248,9 @@ class Follower:
         for name in self._streams:
             self._main[name], self._beside[name], self._released[name], self._executed[name] = "", None, set(), None
         for name, r in self._rollout.running().items():
-            if name in self._streams and r.digest:
+            if name not in self._streams:
+                continue
+            if r.digest:
                 try:
                     choices = self._choices(name, r.digest)
                     versions_of(choices, self._records, self._models.load)
@@ -256,8 +258,8 @@ class Follower:
                     log.error("bundle %s is promoted and can't be loaded, what is installed judges: %s", r.digest[:12], e)
                     continue
                 chosen |= choices
-                warm |= self._rollout.states(r.digest)
                 self._main[name], self._released[name], self._executed[name] = r.digest, set(choices), self._artifact(r.digest)
+            warm |= {key: state for key, state in self._rollout.states(r.digest).items() if key in self._streams[name]}
         owned = own(self._records, self._models.load, journal, chosen, warm)
         for o in owned:
             name = self._installed[o.key].bundle.contract.name
