@@ -744,6 +744,23 @@ def test_what_was_installed_is_warm_again_when_it_was_rolled_back_to_while_no_ag
     assert line.agent._judge.owned[key_of(0)].version.monitor.to_state()["t"] == window(line.sent - 1).t_ns
 
 
+def test_a_model_that_is_let_go_leaves_no_fallback_to_be_alarmed_by(line):
+    class Away(InProcess):
+        "An engine of another kind that is not there."
+
+        def load(self, bundle, artifact=None):
+            raise PartMissing("away")
+
+    class Elsewhere:
+        name, url, load, unload = "triton", "grpc://away", Away.load, lambda *a: None
+
+    told = []
+    models = Models(Elsewhere(), lambda digest, active, why: told.append((digest, active)))
+    models.load(line.site.bundle)
+    models.keep_only([])
+    assert told == [(line.site.bundle.digest, "inprocess"), (line.site.bundle.digest, "")]
+
+
 # with the real tritonserver
 
 

@@ -376,6 +376,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         engine = _engine(settings)
 
         def switched(digest: str, active: str, _reason: str) -> None:
+            if not active:
+                return metrics.fallback.remove(digest[:12])
             metrics.fallback.labels(digest[:12]).set(active != engine.name)
             metrics.switches.labels(digest[:12], active).inc()
 

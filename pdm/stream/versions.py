@@ -160,7 +160,7 @@ class Models:
     "The models of an agent, by bundle and artifact. For threads, one at a time."
     def __init__(self,
         engine: Engine,
-        switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now, and why
+        switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now (empty: nobody any more), and why
     ):
         self._engine, self._switched = engine, switched
         self._loaded: dict[tuple[str, Artifact | None], tuple[Bundle, Model]] = {}
@@ -193,6 +193,8 @@ class Models:
                 bundle, model = self._loaded.pop(key)
                 if isinstance(model, Guarded):
                     model.close()
+                    if self._switched and bundle.digest not in {digest for digest, _ in self._loaded}:
+                        self._switched(bundle.digest, "", "unloaded")
                 try:
                     self._engine.unload(bundle, key[1])
                 except PdmError as e:
