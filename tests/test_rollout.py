@@ -761,6 +761,15 @@ def test_a_model_that_is_let_go_leaves_no_fallback_to_be_alarmed_by(line):
     assert told == [(line.site.bundle.digest, "inprocess"), (line.site.bundle.digest, "")]
 
 
+def test_an_updater_keeps_no_model_in_its_memory(line):
+    updater = updater_of(line)
+    for gain in (1.05, 1.1):
+        new = line.release(gain)
+        line.want(new)
+        run(line, updater, new, "shadow")
+    assert updater._engine._models == {}
+
+
 # with the real tritonserver
 
 

@@ -202,6 +202,8 @@ class Updater:
         for other in {t for t in tried if _told(t).get("path") != _told(artifact).get("path")}:
             self._engine.unload(bundle, other)
         engine.load(bundle, artifact)
+        if isinstance(self._engine, InProcess):  # the agent has its own
+            self._engine.close()
         reason = "; ".join((f"{chosen.precision}", *chosen.reasons))
         self._move(c, "parity", reason, artifact=_told(artifact), parity=json.loads(chosen.parity.to_json()) if chosen.parity else {})
 
