@@ -770,6 +770,20 @@ def test_an_updater_keeps_no_model_in_its_memory(line):
     assert updater._engine._models == {}
 
 
+def test_a_graph_that_can_be_read_and_not_executed_is_refused_and_the_updater_goes_on(line):
+    def change(graph, node):
+        for n in graph.node:
+            n.input[:] = ["hurt_gain" if i == "gain" else i for i in n.input]
+        graph.initializer.extend([onnx.helper.make_tensor("sevens", onnx.TensorProto.INT64, [2], [-1, 7]), onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [0.0])])
+        for n in reversed([node("Reshape", ["window", "sevens"], ["weeks"]), node("ReduceMax", ["weeks"], ["largest"], keepdims=0), node("Mul", ["largest", "none"], ["no"]),
+                           node("Add", ["gain", "no"], ["hurt_gain"])]):
+            graph.node.insert(0, n)
+
+    bad = line.release(graph=edited(change))
+    line.want(bad)
+    assert "cannot execute" in run(line, updater_of(line), bad, "rolled_back").reason
+
+
 # with the real tritonserver
 
 
