@@ -28,6 +28,7 @@ from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
 from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
+from pdm.stream.judge import Judge
 from pdm.stream.rollout import STATES, Rollout, Wanted
 from pdm.stream.shadow import Shadow
 from pdm.stream.updater import Updater, desired_file, status
@@ -54,7 +55,7 @@ class Line:
     def release(self, gain: float = 1.0, graph: bytes | None = None, calibrated: bool = True, **contract) -> str:
         "A bundle for the fans, among the bundles of this node."
         fields = {**self.site.bundle.contract.model_dump(), "revision": len(self.gains), **contract}
-        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields), self.examples)
+        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields), self.examples[..., :fields["samples"]])
         beside = bundle.path.with_name(f"{bundle.digest}.calibration")
         if calibrated:
             beside.mkdir(exist_ok=True)
@@ -782,6 +783,36 @@ def test_a_graph_that_can_be_read_and_not_executed_is_refused_and_the_updater_go
     bad = line.release(graph=edited(change))
     line.want(bad)
     assert "cannot execute" in run(line, updater_of(line), bad, "rolled_back").reason
+
+
+class Direct:
+    "What a follower asks of an agent, at once."
+
+    def __init__(self, owned):
+        self.judge, self.shadows = Judge(owned, diagnose), {}
+
+    def order(self, exchange):
+        exchange(self.judge)
+
+
+def test_streams_that_a_new_version_does_not_take_are_judged_as_installed_again(line, make_bundle):
+    line.follower.stop()
+    other = make_bundle(samples=SAMPLES // 2, rate_hz=RATE_HZ)
+    (line.site.folder / "half.json").write_text(line.site.record.model_copy(update={"model": other.digest}).to_json())
+    line.site.write([{"path": path_of(0), "streams": {"vibration": {"bundle": str(line.site.bundle.path), "calibration": "rms.json"}}},
+                     {"path": path_of(1), "streams": {"vibration": {"bundle": str(other.path), "calibration": "half.json"}}}])
+    follower = Follower(line.file, load_assets(line.settings.assets), Models(InProcess()), line.bundles)
+    follower._agent = direct = Direct(follower.own(line.journal))
+    digests = lambda: [direct.judge.owned[key_of(i)].version.digest for i in range(2)]  # noqa: E731
+    whole, half = line.release(1.1), line.release(1.2, samples=SAMPLES // 2, graph=rms_graph(2, SAMPLES // 2, 1.2, 0))
+    for digest, expected in ((whole, [whole, other.digest]), (half, [line.site.bundle.digest, half])):
+        line.follow(digest, "promoted")
+        follower.look()
+        assert digests() == expected
+    line.rollout.move(half, "rolled_back", "as the test says")
+    follower.look()
+    assert digests() == [whole, other.digest]
+    follower.stop()
 
 
 # with the real tritonserver

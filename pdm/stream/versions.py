@@ -237,7 +237,7 @@ class Follower:
         self._candidate: dict[str, tuple[str, int]] = {}  # by type: whose comparison the shadow's is, since when
         self._executed: dict[str, Artifact | None] = {}   # by type: what is executed for the digest whose verdicts count
         self._versions: dict[str, dict[Key, Version]] = {}  # by type: those that judge
-        self._released: dict[str, set[Key]] = {}          # by type: streams that are not as installed
+        self._released: dict[str, set[Key]] = {}          # by type: streams that a release may judge, the others are as installed
         self._failed: dict[str, float] = {}               # by digest: when to try again
         self._kept_s = self._looked_s = 0.0
         self._agent: Exchanger | None = None
@@ -322,7 +322,7 @@ class Follower:
         if not digest:  # the other streams are as installed already
             return {key: c for key, c in before.items() if key in self._released[name]}
         chosen = released(self._folder, digest, before, self._artifact(digest))
-        return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest}
+        return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest or key in self._released[name]}
 
     def _artifact(self, digest: str) -> Artifact | None:
         "What is executed in place of a bundle's graph, as it was built last."
