@@ -815,6 +815,30 @@ def test_streams_that_a_new_version_does_not_take_are_judged_as_installed_again(
     follower.stop()
 
 
+def test_a_switch_that_falls_between_two_looks_at_the_rollout_is_seen_whole(line, monkeypatch):
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.follower.stop()
+    follower = Follower(line.file, line.records, line.models, line.bundles)
+    follower._agent = direct = Direct(follower.own(line.journal))
+    follower.look()
+    warm = direct.shadows["motor"].versions
+    beside = Rollout.beside
+
+    def late(self):
+        monkeypatch.undo()
+        other = threading.Thread(target=lambda: Rollout(line.file).move(new, "promoted", "between"))
+        other.start()
+        other.join(0.5)
+        return beside(self)
+
+    monkeypatch.setattr(Rollout, "beside", late)
+    follower.look()
+    wait_for(lambda: follower.look() or direct.judge.owned[key_of(0)].version.digest == new)
+    assert direct.judge.owned[key_of(0)].version is warm[key_of(0)]
+    follower.stop()
+
+
 # with the real tritonserver
 
 

@@ -122,9 +122,9 @@ class Rollout:
             raise PartMissing(f"{self.path} can't be opened ({e}): has its disk room, and may we write there? A damaged one may be moved away: what is installed runs then") from e
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         "All of it or nothing."
-        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(f"BEGIN {kind}")
         try:
             yield self._db
             self._db.execute("COMMIT")
@@ -267,6 +267,11 @@ class Rollout:
             if name not in found and r.previous is not None and r.previous != r.digest and c is not None and not c.settled:
                 found[name] = r.previous
         return found
+
+    def standing(self) -> tuple[dict[str, Running], dict[str, str], dict[str, Candidate]]:
+        "What runs and what scores beside it, by type of asset, and all candidates: of one moment."
+        with self._transaction("DEFERRED"):
+            return self.running(), self.beside(), {c.digest: c for c in self.candidates()}
 
     # what the agent writes
 

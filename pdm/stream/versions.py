@@ -23,7 +23,7 @@ from .asset import Owned, Version
 from .comparison import Comparison
 from .journal import Group, JournalReader
 from .judge import Judge
-from .rollout import Rollout
+from .rollout import Candidate, Rollout
 from .shadow import Key, Shadow, free_mb
 
 
@@ -232,6 +232,7 @@ class Follower:
         self._streams: dict[str, dict[Key, Choice]] = {}  # by type of asset
         for key, c in self._installed.items():
             self._streams.setdefault(c.bundle.contract.name, {})[key] = c
+        self._known: dict[str, Candidate] = {}            # by digest, as of the latest look
         self._main: dict[str, str] = {}                   # by type: the digest whose verdicts count; empty: as installed
         self._beside: dict[str, str | None] = {}
         self._candidate: dict[str, tuple[str, int]] = {}  # by type: whose comparison the shadow's is, since when
@@ -249,7 +250,8 @@ class Follower:
         chosen, warm = dict(self._installed), dict[Key, tuple[str, dict]]()
         for name in self._streams:
             self._main[name], self._beside[name], self._released[name], self._executed[name] = "", None, set(), None
-        for name, r in self._rollout.running().items():
+        running, _, self._known = self._rollout.standing()
+        for name, r in running.items():
             if name not in self._streams:
                 continue
             if r.digest:
@@ -298,11 +300,11 @@ class Follower:
 
     def look(self) -> None:
         "Do what the rollout says, once."
-        running, beside = self._rollout.running(), self._rollout.beside()
+        running, beside, self._known = self._rollout.standing()
         for name in self._streams:
             r = running.get(name)
             digest = r.digest if r else ""
-            c = self._rollout.candidate(digest)
+            c = self._known.get(digest)
             if digest != self._main[name] or c is not None and c.state == "promoted" and self._artifact(digest) != self._executed[name]:
                 self._exchange(name, digest, beside.get(name))
             if digest == self._main[name]:
@@ -326,7 +328,7 @@ class Follower:
 
     def _artifact(self, digest: str) -> Artifact | None:
         "What is executed in place of a bundle's graph, as it was built last."
-        c = self._rollout.candidate(digest)
+        c = self._known.get(digest)
         return Artifact(Path(c.artifact["path"]), c.artifact["precision"], c.artifact["tolerance"]) if c and c.artifact else None
 
     def _loaded(self, name: str, digest: str, candidate: str) -> dict[Key, Version] | None:
@@ -338,7 +340,7 @@ class Follower:
         except PdmError as e:
             log.error("bundle %s can't be loaded: %s", digest[:12] or "as installed", e)
             self._failed[digest] = time.monotonic() + _AGAIN_S
-            if c := self._rollout.candidate(candidate):
+            if c := self._known.get(candidate):
                 self._rollout.keep(candidate, Comparison(failed=f"{e}") if digest == candidate else self._rollout.compared(candidate) or Comparison(), c.since_ns)
             return None
         for key, (calibration, state) in self._rollout.states(digest).items():
@@ -381,7 +383,7 @@ class Follower:
 
     def _put_beside(self, name: str, digest: str | None) -> None:
         main, shadows = self._main[name], self._at_work().shadows
-        candidate = digest if digest and digest != main and (c := self._rollout.candidate(digest)) and c.state == "shadow" else main
+        candidate = digest if digest and digest != main and (c := self._known.get(digest)) and c.state == "shadow" else main
         if digest == self._beside[name] and (digest is None or self._candidate[name] == self._compared_for(candidate)):
             return
         if name in shadows:
@@ -395,7 +397,7 @@ class Follower:
         self._beside[name] = digest
 
     def _compared_for(self, digest: str) -> tuple[str, int]:
-        c = self._rollout.candidate(digest)
+        c = self._known.get(digest)
         return digest, c.since_ns if c else 0
 
     def _report(self, name: str, keep: bool, seconds: float = 0.0) -> None:
