@@ -839,6 +839,28 @@ def test_a_switch_that_falls_between_two_looks_at_the_rollout_is_seen_whole(line
     follower.stop()
 
 
+def test_an_exchange_that_is_done_late_ends_the_shadow_that_was_there(line):
+    class Slow(Direct):
+        def order(self, exchange):
+            super().order(exchange)
+            raise PartMissing("not written down in time")
+
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.follower.stop()
+    follower = Follower(line.file, line.records, line.models, line.bundles)
+    follower._agent = direct = Slow(follower.own(line.journal))
+    follower.look()
+    shadow = direct.shadows["motor"]
+    line.rollout.move(new, "rolled_back", "as the test says")
+    line.follow(line.release(1.2), "promoted")
+    with pytest.raises(PartMissing):
+        follower.look()
+    shadow._thread.join(5)
+    assert not shadow._thread.is_alive()
+    follower.stop()
+
+
 # with the real tritonserver
 
 

@@ -365,7 +365,8 @@ class Follower:
                     v.monitor.restore(now.monitor.to_state())  # the same bundle, executed in another way
             group, former = judge.exchange(versions)
             self._released[name] = set(versions) if digest else set()
-            agent.shadows.pop(name, None)
+            if former_shadow := agent.shadows.pop(name, None):
+                former_shadow.close()
             self._versions[name] = self._versions[name] | versions
             self._main[name], self._beside[name], self._executed[name] = digest, None, executed  # here, in the thread that does it: so it is, whatever becomes of the commit
             if beside is not None and beside == before:
@@ -375,8 +376,6 @@ class Follower:
             return group
 
         agent.order(exchange)
-        if shadow is not None and not ready:
-            shadow.close()
         self._rollout.keep_states(before, states)
         self._rollout.observe(name, digest)
         log.info("%s: bundle %s judges now, before it was %s", name, digest[:12] or "as installed", before[:12] or "as installed")
