@@ -861,6 +861,15 @@ def test_an_exchange_that_is_done_late_ends_the_shadow_that_was_there(line):
     follower.stop()
 
 
+def test_a_calibration_that_names_no_bundle_is_no_bar_on_the_way_back_to_what_is_installed(line):
+    (line.site.folder / "rms.json").write_text(line.site.record.model_copy(update={"model": ""}).to_json())
+    line.records = load_assets(line.settings.assets)
+    at_work(line, line.release(1.1))
+    line.want(f"{line.site.bundle.digest} rollback")
+    assert run(line, updater_of(line), line.site.bundle.digest, "promoted").reason == "a rollback, asked for by name"
+    line.until(lambda: line.rollout.observed()["motor"][0] == line.site.bundle.digest)
+
+
 # with the real tritonserver
 
 

@@ -170,12 +170,16 @@ class Updater:
 
     def _records(self, digest: str, contract: Contract) -> dict[tuple[str, str], CalibrationRecord]:
         "The calibrations of the streams that it would judge."
-        return {key: record_of(self._folder, digest, *key, i.record) for key, i in self._installed.items() if replaces(contract, i.bundle.contract)}
+        return {key: self._record(digest, *key) for key, i in self._installed.items() if replaces(contract, i.bundle.contract)}
+
+    def _record(self, digest: str, asset: str, stream: str) -> CalibrationRecord:
+        installed = self._installed[asset, stream]
+        return record_of(self._folder, digest, asset, stream, installed.record if installed.bundle.digest == digest else None)
 
     def _record_now(self, name: str, asset: str, stream: str) -> CalibrationRecord:
         "The calibration of a stream with what judges it now."
         as_installed, running = self._installed[asset, stream], self._rollout.running().get(name, Running("", None, 0)).digest
-        return record_of(self._folder, running, asset, stream, as_installed.record) if running else as_installed.record
+        return self._record(running, asset, stream) if running else as_installed.record
 
     # built, parity
 

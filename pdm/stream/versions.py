@@ -75,7 +75,7 @@ def released(
 ) -> dict[Key, Choice]:
     "A bundle, for all streams that it may judge; for the others what was before. Raises `InvalidBundle` where it or a calibration is not there, or not whole."
     bundle = load_bundle(Path(folder) / digest, digest)
-    return {key: Choice(bundle, record_of(folder, digest, *key, c.record), artifact) if replaces(bundle.contract, c.bundle.contract) else c
+    return {key: Choice(bundle, record_of(folder, digest, *key, c.record if c.bundle.digest == digest else None), artifact) if replaces(bundle.contract, c.bundle.contract) else c
             for key, c in before.items()}
 
 
@@ -84,7 +84,7 @@ def record_of(
     digest: str,
     asset: str,
     stream: str,
-    own: CalibrationRecord | None = None,  # as installed; good where it is this bundle's
+    own: CalibrationRecord | None = None,  # as installed, where this bundle is what is installed
 ) -> CalibrationRecord:
     "The calibration of a stream with a bundle: the stream's, the asset's, the type's lent, or another asset's lent. Raises `InvalidBundle` where there is none."
     beside, dotted = Path(folder) / f"{digest}.calibration", asset.replace("/", ".")
@@ -92,7 +92,7 @@ def record_of(
         if (file := beside / f"{name}.calibration.json").exists():
             break
     else:
-        if own is not None and own.model == digest:
+        if own is not None:
             return own
         files = [f for f in (beside / "calibration.json", *sorted(beside.glob("*.calibration.json"))) if f.exists()]
         if not files:
