@@ -870,6 +870,19 @@ def test_a_calibration_that_names_no_bundle_is_no_bar_on_the_way_back_to_what_is
     line.until(lambda: line.rollout.observed()["motor"][0] == line.site.bundle.digest)
 
 
+def test_a_builder_that_is_away_is_waited_for_and_not_asked_without_end(line):
+    pytest.importorskip("pdm.serve.tensorrt")
+    new = line.release(1.05)
+    line.want(new)
+    updater, built = updater_of(line, engine_profile="jetson"), []
+    build = updater._build
+    updater._build = lambda c: (built.append(c), build(c))
+    for _ in range(8):
+        updater.step()
+    c = line.rollout.candidate(new)
+    assert (c.state, len(built)) == ("verified", 1) and "no builder works on" in c.reason
+
+
 # with the real tritonserver
 
 

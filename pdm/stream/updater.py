@@ -39,6 +39,7 @@ from .versions import installed, record_of, replaces
 log = logging.getLogger(__name__)
 _AWAY_S = 30.0     # an agent that was not heard of for so long is not there
 _KEEP_UP_S = 60.0  # between looks at the engine of what runs, seconds
+_ASK_S = 5.0       # between questions to a builder that is away or at work
 
 
 class _NotYet(Exception):
@@ -85,6 +86,8 @@ class Updater:
                 self._tries.pop(c.digest, None)
             except _NotYet as e:
                 self._rollout.waits(c.digest, f"{e}")
+                if c.state in ("verified", "built"):  # what a builder is not done with is not compared again every second
+                    self._tries[c.digest] = (0, time.monotonic() + _ASK_S)
             except (PartMissing, InvalidConfig, OSError) as e:  # missing here, not wrong there
                 self._rollout.waits(c.digest, f"{e}")
                 log.warning("%s waits after %s: %s", c.digest[:12], c.state, e)
@@ -215,10 +218,14 @@ class Updater:
         return profile_of(self._s.engine_profile).of(bundle.contract).backend == "tensorrt"
 
     def _artifact(self, bundle: Bundle, precision: Any) -> Artifact:
-        "What this machine would execute at a precision; the bundle's own graph is one, too. Raises `_NotYet` while a builder is at work, `CheckFailed` where there is no such thing."
+        "What this machine would execute at a precision; the bundle's own graph is one, too. Raises `_NotYet` while a builder is at work or away, `CheckFailed` where there is no such thing."
         if self._tensorrt(bundle):
             from pdm.serve.tensorrt import Recipe, answer
-            if (found := answer(self._engines, bundle, precision, Recipe(workspace_mb=self._s.engine_workspace_mb))) is None:
+            try:
+                found = answer(self._engines, bundle, precision, Recipe(workspace_mb=self._s.engine_workspace_mb))
+            except PartMissing as e:
+                raise _NotYet(f"{e}") from e
+            if found is None:
                 raise _NotYet(f"the builder is at work on {precision}")
             return found
         return Artifact(bundle.onnx.resolve()) if precision == "fp32" else _reduced(bundle, precision, self._engines)
