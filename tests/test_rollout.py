@@ -22,6 +22,7 @@ from pdm.data.window import decode_ack
 from pdm.errors import InvalidConfig, PartMissing
 from pdm.model.bundle import Contract, write_bundle
 from pdm.model.signature import Trust, sign, verify
+from pdm.rollout_cli import with_line
 from pdm.serve.engine import Engine, InProcess
 from pdm.serve.triton import TritonEngine
 from pdm.signal.diagnose import diagnose
@@ -881,6 +882,10 @@ def test_a_builder_that_is_away_is_waited_for_and_not_asked_without_end(line):
         updater.step()
     c = line.rollout.candidate(new)
     assert (c.state, len(built)) == ("verified", 1) and "no builder works on" in c.reason
+
+
+def test_a_comment_that_touches_its_digest_does_not_keep_the_line(line):
+    assert with_line(f"{'ab' * 32}# the old one\n", Wanted("cd" * 32), ["ab" * 32]).split() == ["cd" * 32]
 
 
 # with the real tritonserver
