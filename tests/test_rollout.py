@@ -888,6 +888,26 @@ def test_a_comment_that_touches_its_digest_does_not_keep_the_line(line):
     assert with_line(f"{'ab' * 32}# the old one\n", Wanted("cd" * 32), ["ab" * 32]).split() == ["cd" * 32]
 
 
+def test_an_error_that_nobody_has_foreseen_stops_one_candidate_and_not_the_updater(line):
+    def change(graph, node):
+        for n in graph.node:
+            n.input[:] = ["looked_up" if i == "gain" else i for i in n.input]
+        graph.initializer.extend([onnx.helper.make_tensor("level", onnx.TensorProto.FLOAT, [], [20.0]), onnx.helper.make_tensor("table", onnx.TensorProto.FLOAT, [1], [1.0])])
+        for n in reversed([node("ReduceMax", ["window"], ["largest"], keepdims=0), node("Greater", ["largest", "level"], ["loud"]),
+                           node("Cast", ["loud"], ["place"], to=onnx.TensorProto.INT64), node("Gather", ["table", "place"], ["looked_up"])]):
+            graph.node.insert(0, n)
+
+    line.examples[12] *= 50  # where the graph looks for a second element that is not there; the canary is not as loud
+    bad, good = line.release(graph=edited(change)), line.release(1.05, name="pump")
+    line.want(bad, good)
+    updater = updater_of(line)
+    for _ in range(6):
+        updater.step()
+    c = line.rollout.candidate(bad)
+    assert c.state in ("verified", "built") and "Gather" in c.reason
+    assert line.rollout.candidate(good).state == "rolled_back"  # no pump here: it was looked at
+
+
 # with the real tritonserver
 
 

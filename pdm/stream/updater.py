@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -94,6 +95,12 @@ class Updater:
                 self._tries[c.digest] = (tries + 1, time.monotonic() + backoff_s(tries, most_s=60.0))
             except PdmError as e:
                 self._move(c, "rolled_back", f"{e}", cause=getattr(e, "reason", "") or type(e).__name__)
+            except sqlite3.Error:
+                raise
+            except Exception as e:  # that nobody has foreseen: no verdict on it, and no reason to leave the others alone
+                self._rollout.waits(c.digest, f"{type(e).__name__}: {e}")
+                log.exception("%s waits after %s", c.digest[:12], c.state)
+                self._tries[c.digest] = (tries + 1, time.monotonic() + backoff_s(tries, most_s=60.0))
         return self._moved
 
     def _move(self, c: Candidate, after: str, reason: str, **changes: Any) -> None:
