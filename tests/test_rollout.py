@@ -908,6 +908,19 @@ def test_an_error_that_nobody_has_foreseen_stops_one_candidate_and_not_the_updat
     assert line.rollout.candidate(good).state == "rolled_back"  # no pump here: it was looked at
 
 
+def test_a_probation_that_ran_out_while_nobody_compared_goes_on_until_somebody_has(line):
+    new = line.release(1.1)
+    line.stop()
+    line.follow(new, "promoted")
+    line.start()
+    updater = updater_of(line, probation_minutes=0)
+    wait_for(lambda: line.rollout.compared(new))
+    for _ in range(3):
+        updater.step()
+    assert not line.rollout.candidate(new).settled and "is there traffic?" in line.rollout.candidate(new).reason
+    line.until(lambda: (updater.step(), line.rollout.candidate(new).settled)[1])
+
+
 # with the real tritonserver
 
 

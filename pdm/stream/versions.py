@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -341,7 +342,7 @@ class Follower:
             log.error("bundle %s can't be loaded: %s", digest[:12] or "as installed", e)
             self._failed[digest] = time.monotonic() + _AGAIN_S
             if c := self._known.get(candidate):
-                self._rollout.keep(candidate, Comparison(failed=f"{e}") if digest == candidate else self._rollout.compared(candidate) or Comparison(), c.since_ns)
+                self._rollout.keep(candidate, Comparison(failed=f"{e}") if digest == candidate else replace(self._rollout.compared(candidate) or Comparison(), error=f"{e}"), c.since_ns)
             return None
         for key, (calibration, state) in self._rollout.states(digest).items():
             if key in versions and versions[key].calibration == calibration:
