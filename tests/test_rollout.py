@@ -921,6 +921,17 @@ def test_a_probation_that_ran_out_while_nobody_compared_goes_on_until_somebody_h
     line.until(lambda: (updater.step(), line.rollout.candidate(new).settled)[1])
 
 
+def test_a_step_is_told_once_however_many_precisions_are_tried(line):
+    new, told = line.release(1.05), []
+    line.follow(new, "verified")
+    updater = updater_of(line)
+    updater.steps = told.append
+    verified = line.rollout.candidate(new)
+    for precision in ("int8", "fp16", "fp32"):
+        updater._move(verified, "built", precision)
+    assert [c.state for c in told] == ["built"]
+
+
 # with the real tritonserver
 
 

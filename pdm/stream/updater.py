@@ -104,8 +104,9 @@ class Updater:
         return self._moved
 
     def _move(self, c: Candidate, after: str, reason: str, **changes: Any) -> None:
+        before = self._rollout.candidate(c.digest)
         moved = self._rollout.move(c.digest, after, reason, round(self._now_s() * 1e9), **changes)
-        if moved.state != c.state:
+        if before is not None and moved.state != before.state:
             self._moved = True
             log.log(logging.WARNING if after == "rolled_back" else logging.INFO, "%s is %s: %s", c.digest[:12], after, reason)
             self.steps(moved)
