@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -930,6 +931,18 @@ def test_a_step_is_told_once_however_many_precisions_are_tried(line):
     for precision in ("int8", "fp16", "fp32"):
         updater._move(verified, "built", precision)
     assert [c.state for c in told] == ["built"]
+
+
+def test_an_agent_that_stops_on_a_full_disk_stops(line, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    line.follow(line.release(1.1), "shadow")
+    line.until(lambda: line.agent.shadows)
+    monkeypatch.setattr(line.follower._rollout, "keep", full)
+    line.follower.stop()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        line.follower._rollout.running()
 
 
 # with the real tritonserver

@@ -8,6 +8,7 @@ __all__ = ['log', 'Load', 'Choice', 'installed', 'replaces', 'released', 'record
 
 # %% ../../nbs/stream/versions.ipynb #vers0d
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -284,7 +285,10 @@ class Follower:
             self._thread.join(5)
         for name, shadow in list(self._agent.shadows.items()) if self._agent else ():
             shadow.close()
-            self._report(name, keep=True)
+            try:
+                self._report(name, keep=True)
+            except sqlite3.Error as e:
+                log.warning("what the version beside of %s has seen is not written down: %s", name, e)
         self._rollout.close()
 
     def _at_work(self) -> Exchanger:
