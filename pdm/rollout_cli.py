@@ -35,7 +35,7 @@ def with_line(
 ) -> str:
     "The file's new text."
     gone = {*instead, *([wanted.digest] if wanted else [])}
-    lines = [line for line in text.splitlines() if (line.split() or [""])[0] not in gone]
+    lines = [line for line in text.splitlines() if (line.partition("#")[0].split() or [""])[0] not in gone]
     return "\n".join([*lines, *([f"{wanted.digest}{' rollback' if wanted.rollback else ''}"] if wanted else [])]) + "\n"
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -23,15 +24,19 @@ from pdm.errors import InvalidConfig, PartMissing
 from pdm.model.bundle import Contract, write_bundle
 from pdm.model.signature import Trust, sign, verify
 from pdm.process import Child
+from pdm.rollout_cli import with_line
 from pdm.serve.engine import Engine, InProcess
 from pdm.serve.triton import TritonEngine
 from pdm.signal.diagnose import diagnose
 from pdm.stream.agent import Agent
+from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
+from pdm.stream.judge import Judge
 from pdm.stream.rollout import STATES, Rollout, Wanted
+from pdm.stream.shadow import Shadow
 from pdm.stream.updater import Updater, desired_file, status
 from pdm.stream.updater import running as updater_running
-from pdm.stream.versions import Follower, Models
+from pdm.stream.versions import Follower, Models, installed, versions_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -53,7 +58,7 @@ class Line:
     def release(self, gain: float = 1.0, graph: bytes | None = None, calibrated: bool = True, **contract) -> str:
         "A bundle for the fans, among the bundles of this node."
         fields = {**self.site.bundle.contract.model_dump(), "revision": len(self.gains), **contract}
-        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields), self.examples)
+        bundle = write_bundle(self.bundles, graph or rms_graph(2, SAMPLES, gain, 0), Contract(**fields), self.examples[..., :fields["samples"]])
         beside = bundle.path.with_name(f"{bundle.digest}.calibration")
         if calibrated:
             beside.mkdir(exist_ok=True)
@@ -573,6 +578,372 @@ def test_a_disk_that_is_full_while_a_bundle_is_staged_costs_nothing_but_time(lin
     assert [p.name for p in line.bundles.iterdir() if not p.name.startswith(".fetching")] == []  # nothing half
     run(line, updater_of(line, **changes), new, "promoted")
     assert line.check_every_verdict() <= {line.site.bundle.digest, new}
+
+
+# what is rare, and happens
+
+
+def at_work(line, digest: str, settled: bool = True) -> str:
+    "Promote without an updater, and wait until the agent has it."
+    line.follow(digest, "promoted")
+    if settled:
+        line.rollout.settle(digest, "as the test says")
+    line.until(lambda: line.rollout.observed().get("motor", ("",))[0] == digest)
+    return digest
+
+
+def test_a_rollback_that_was_asked_for_is_not_undone_because_it_disagrees_with_what_it_replaces(line):
+    good, bad = at_work(line, line.release(1.05)), at_work(line, line.release(9.0), settled=False)
+    updater = updater_of(line)
+    line.want(f"{good} rollback")
+    run(line, updater, good, "promoted")
+    line.until(lambda: (updater.step(), line.rollout.candidate(good).settled or line.rollout.running()["motor"].digest == bad)[1])
+    assert line.rollout.running()["motor"].digest == good
+
+
+def test_two_versions_of_one_stolen_key_both_go(line, keys, tmp_path):
+    revoked = tmp_path / "revoked"
+    first, second = (signed(line, line.release(gain), keys / "release") for gain in (1.05, 1.1))
+    at_work(line, first)
+    at_work(line, second, settled=False)
+    revoked.write_text(verify(line.bundles / first, Trust(keys=(keys / "release.pub",))).fingerprint)
+    updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False, revoked_keys=revoked).step()
+    assert line.rollout.running()["motor"].digest == ""
+
+
+def test_a_version_that_was_refused_and_is_the_way_back_all_the_same_does_not_bar_the_next_one(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1), settled=False)
+    updater = updater_of(line)
+    line.want(first)
+    assert "is older" in run(line, updater, first, "rolled_back").reason
+    line.rollout.move(second, "rolled_back", "as the test says")
+    assert line.rollout.running()["motor"].digest == first
+    third = line.release(1.15)
+    line.want(third)
+    line.until(lambda: (updater.step(), line.rollout.candidate(third).state in ("shadow", "promoted"))[1])
+    assert line.rollout.candidate(first).state == "promoted"
+
+
+def test_a_champion_that_comes_to_probation_again_is_compared_again(line):
+    new = at_work(line, line.release(1.1), settled=False)
+    line.until(lambda: line.rollout.compared(new))
+    for state in ("wanted", *STATES[1:7]):
+        line.rollout.move(new, state, "its engine was built again")
+    line.until(lambda: line.rollout.compared(new))
+
+
+def test_a_champion_does_not_answer_for_a_former_version_that_can_not_be_loaded_any_more(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1), settled=False)
+    line.stop()
+    (line.bundles / first / "model.onnx").write_bytes(b"not a graph")
+    line.start()
+    updater = updater_of(line, probation_minutes=0.02)
+    line.until(lambda: (updater.step(), (c := line.rollout.candidate(second)).settled or c.state == "rolled_back")[1])
+    assert line.rollout.running()["motor"].digest == second
+
+
+def test_two_lines_for_one_type_of_asset_do_not_take_turns(line):
+    first, second = at_work(line, line.release(1.05)), at_work(line, line.release(1.1))
+    line.want(f"{first} rollback", f"{second} rollback")
+    updater = updater_of(line)
+    for _ in range(40):
+        updater.step()
+    assert len([s for s in line.rollout.audit() if s.after == "promoted" != s.before]) <= 3
+
+
+def test_a_champion_whose_engine_is_built_again_stays_champion_while_another_one_is_on_its_way(line):
+    first, second = at_work(line, line.release(1.05)), line.release(1.1)
+    updater = updater_of(line, shadow_windows=10**6)
+    line.want(second)
+    run(line, updater, second, "shadow")
+    line.rollout.move(first, "wanted", "its engine is gone")
+    line.until(lambda: (updater.step(), line.rollout.candidate(first).state in ("promoted", "rolled_back"))[1])
+    assert line.rollout.running()["motor"].digest == first and line.rollout.candidate(first).state == "promoted"
+    assert line.rollout.candidate(second).state == "shadow"
+
+
+def test_an_engine_that_was_built_again_is_taken_up_by_an_agent_that_is_at_work(line):
+    new = line.release(1.1)
+    line.follow(new, "verified")
+    graph = onnx.load(line.bundles / new / "model.onnx")
+    for name in ("first", "again"):
+        file, graph.doc_string = line.settings.state_dir / f"{name}.onnx", name
+        onnx.save(graph, file)
+        for state in STATES[3:7]:
+            line.rollout.move(new, state, name, artifact={"path": str(file), "precision": "fp32", "tolerance": 1e-3})
+        line.until(lambda file=file: file in [artifact.path for _, artifact in list(line.models._loaded) if artifact])
+        line.send(4)
+        line.rollout.move(new, "wanted", "its engine is gone")
+    wait_for(lambda: [a.path.stem for _, a in list(line.models._loaded) if a] == ["again"])  # and the one before is let go
+    assert line.check_every_verdict() == {line.site.bundle.digest, new}
+
+
+def test_the_engines_of_all_that_runs_are_kept_up_not_only_of_the_first(line):
+    digests = {"motor": line.release(1.05), "pump": line.release(1.1, name="pump")}
+    line.follower.stop()
+    for name, digest in digests.items():
+        line.follow(digest, "promoted", name)
+        line.rollout._db.execute("UPDATE candidate SET settled = 1, artifact = ? WHERE digest = ?",
+                                 (json.dumps({"path": "gone.onnx", "precision": "fp16", "tolerance": 1e-3}), digest))
+    updater_of(line).step()
+    assert all("its engine is gone" in line.rollout.audit(d)[-1].reason for d in digests.values())
+
+
+def test_a_shadow_that_hangs_lets_go_of_the_monitors_that_it_has_given_away(line):
+    class Late:
+        def __init__(self, model):
+            self.model, self.contract, self.go = model, model.contract, threading.Event()
+
+        def infer(self, windows, conditions=None):
+            self.go.wait(30)
+            return self.model.infer(windows, conditions)
+
+    versions = versions_of(installed(line.records), line.records, InProcess().load)
+    late = Late(next(iter(versions.values())).model)
+    for v in versions.values():
+        v.model = late
+    shadow = Shadow(versions, {key: o.version for key, o in line.agent._judge.owned.items()}, {})
+    line.agent.shadows["by hand"] = shadow
+    line.send(1)
+    del line.agent.shadows["by hand"]
+    given = shadow.take(0.1)
+    before = [v.monitor.to_state() for v in given.values()]
+    late.go.set()
+    shadow._thread.join(10)
+    assert [v.monitor.to_state() for v in given.values()] == before
+
+
+@pytest.mark.parametrize("command", [{"action": "clear"}, {"action": "maintenance", "what": "bearing replaced"}], ids=lambda c: c["action"])
+def test_what_people_do_about_an_alarm_holds_for_the_version_beside_too(line, command):
+    line.follow(line.release(1.1), "shadow")
+    line.until(lambda: (s := line.agent.shadows.get("motor")) and s.versions[key_of(0)].monitor.to_state()["alarm"], level=4.0)
+    line.agent.command(Command(asset=path_of(0), by="anna", **command))
+    states = [line.agent.shadows["motor"].versions[key_of(i)].monitor.to_state() for i in range(2)]
+    assert [s["alarm"] for s in states] == [False, True]
+
+
+def test_an_alarm_that_stands_is_not_told_again_by_an_agent_that_was_killed_before_the_exchange(line):
+    line.level = lambda seq: 4.0
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.until(lambda: line.verdicts() and line.verdicts()[-1].alarm and line.rollout.states(new), level=4.0)
+    line.send(10, level=4.0)
+    wait_for(lambda: all(s["t"] == window(line.sent - 1).t_ns for _, s in line.rollout.states(new).values()))
+    line.stop()
+    line.rollout.move(new, "promoted", "while no agent was there")
+    line.start()
+    line.send(5, level=4.0)
+    assert line.verdicts()[-1].model == new
+    with line.site.reader() as reader:
+        assert [e.kind for e in reader.events(path_of(0)) if e.kind in ("raised", "escalated", "cleared")] == ["raised"]
+
+
+def test_what_was_installed_is_warm_again_when_it_was_rolled_back_to_while_no_agent_was_there(line):
+    new = at_work(line, line.release(1.1), settled=False)
+    line.until(lambda: line.rollout.states("") and line.agent.shadows)
+    line.send(10)
+    line.stop()
+    line.rollout.move(new, "rolled_back", "while no agent was there")
+    line.start()
+    assert line.agent._judge.owned[key_of(0)].version.monitor.to_state()["t"] == window(line.sent - 1).t_ns
+
+
+def test_a_model_that_is_let_go_leaves_no_fallback_to_be_alarmed_by(line):
+    class Away(InProcess):
+        "An engine of another kind that is not there."
+
+        def load(self, bundle, artifact=None):
+            raise PartMissing("away")
+
+    class Elsewhere:
+        name, url, load, unload = "triton", "grpc://away", Away.load, lambda *a: None
+
+    told = []
+    models = Models(Elsewhere(), lambda digest, active, why: told.append((digest, active)))
+    models.load(line.site.bundle)
+    models.keep_only([])
+    assert told == [(line.site.bundle.digest, "inprocess"), (line.site.bundle.digest, "")]
+
+
+def test_an_updater_keeps_no_model_in_its_memory(line):
+    updater = updater_of(line)
+    for gain in (1.05, 1.1):
+        new = line.release(gain)
+        line.want(new)
+        run(line, updater, new, "shadow")
+    assert updater._engine._models == {}
+
+
+def test_a_graph_that_can_be_read_and_not_executed_is_refused_and_the_updater_goes_on(line):
+    def change(graph, node):
+        for n in graph.node:
+            n.input[:] = ["hurt_gain" if i == "gain" else i for i in n.input]
+        graph.initializer.extend([onnx.helper.make_tensor("sevens", onnx.TensorProto.INT64, [2], [-1, 7]), onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [0.0])])
+        for n in reversed([node("Reshape", ["window", "sevens"], ["weeks"]), node("ReduceMax", ["weeks"], ["largest"], keepdims=0), node("Mul", ["largest", "none"], ["no"]),
+                           node("Add", ["gain", "no"], ["hurt_gain"])]):
+            graph.node.insert(0, n)
+
+    bad = line.release(graph=edited(change))
+    line.want(bad)
+    assert "cannot execute" in run(line, updater_of(line), bad, "rolled_back").reason
+
+
+class Direct:
+    "What a follower asks of an agent, at once."
+
+    def __init__(self, owned):
+        self.judge, self.shadows = Judge(owned, diagnose), {}
+
+    def order(self, exchange):
+        exchange(self.judge)
+
+
+def test_streams_that_a_new_version_does_not_take_are_judged_as_installed_again(line, make_bundle):
+    line.follower.stop()
+    other = make_bundle(samples=SAMPLES // 2, rate_hz=RATE_HZ)
+    (line.site.folder / "half.json").write_text(line.site.record.model_copy(update={"model": other.digest}).to_json())
+    line.site.write([{"path": path_of(0), "streams": {"vibration": {"bundle": str(line.site.bundle.path), "calibration": "rms.json"}}},
+                     {"path": path_of(1), "streams": {"vibration": {"bundle": str(other.path), "calibration": "half.json"}}}])
+    follower = Follower(line.file, load_assets(line.settings.assets), Models(InProcess()), line.bundles)
+    follower._agent = direct = Direct(follower.own(line.journal))
+    digests = lambda: [direct.judge.owned[key_of(i)].version.digest for i in range(2)]  # noqa: E731
+    whole, half = line.release(1.1), line.release(1.2, samples=SAMPLES // 2, graph=rms_graph(2, SAMPLES // 2, 1.2, 0))
+    for digest, expected in ((whole, [whole, other.digest]), (half, [line.site.bundle.digest, half])):
+        line.follow(digest, "promoted")
+        follower.look()
+        assert digests() == expected
+    line.rollout.move(half, "rolled_back", "as the test says")
+    follower.look()
+    assert digests() == [whole, other.digest]
+    follower.stop()
+
+
+def test_a_switch_that_falls_between_two_looks_at_the_rollout_is_seen_whole(line, monkeypatch):
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.follower.stop()
+    follower = Follower(line.file, line.records, line.models, line.bundles)
+    follower._agent = direct = Direct(follower.own(line.journal))
+    follower.look()
+    warm = direct.shadows["motor"].versions
+    beside = Rollout.beside
+
+    def late(self):
+        monkeypatch.undo()
+        other = threading.Thread(target=lambda: Rollout(line.file).move(new, "promoted", "between"))
+        other.start()
+        other.join(0.5)
+        return beside(self)
+
+    monkeypatch.setattr(Rollout, "beside", late)
+    follower.look()
+    wait_for(lambda: follower.look() or direct.judge.owned[key_of(0)].version.digest == new)
+    assert direct.judge.owned[key_of(0)].version is warm[key_of(0)]
+    follower.stop()
+
+
+def test_an_exchange_that_is_done_late_ends_the_shadow_that_was_there(line):
+    class Slow(Direct):
+        def order(self, exchange):
+            super().order(exchange)
+            raise PartMissing("not written down in time")
+
+    new = line.release(1.1)
+    line.follow(new, "shadow")
+    line.follower.stop()
+    follower = Follower(line.file, line.records, line.models, line.bundles)
+    follower._agent = direct = Slow(follower.own(line.journal))
+    follower.look()
+    shadow = direct.shadows["motor"]
+    line.rollout.move(new, "rolled_back", "as the test says")
+    line.follow(line.release(1.2), "promoted")
+    with pytest.raises(PartMissing):
+        follower.look()
+    shadow._thread.join(5)
+    assert not shadow._thread.is_alive()
+    follower.stop()
+
+
+def test_a_calibration_that_names_no_bundle_is_no_bar_on_the_way_back_to_what_is_installed(line):
+    (line.site.folder / "rms.json").write_text(line.site.record.model_copy(update={"model": ""}).to_json())
+    line.records = load_assets(line.settings.assets)
+    at_work(line, line.release(1.1))
+    line.want(f"{line.site.bundle.digest} rollback")
+    assert run(line, updater_of(line), line.site.bundle.digest, "promoted").reason == "a rollback, asked for by name"
+    line.until(lambda: line.rollout.observed()["motor"][0] == line.site.bundle.digest)
+
+
+def test_a_builder_that_is_away_is_waited_for_and_not_asked_without_end(line):
+    pytest.importorskip("pdm.serve.tensorrt")
+    new = line.release(1.05)
+    line.want(new)
+    updater, built = updater_of(line, engine_profile="jetson"), []
+    build = updater._build
+    updater._build = lambda c: (built.append(c), build(c))
+    for _ in range(8):
+        updater.step()
+    c = line.rollout.candidate(new)
+    assert (c.state, len(built)) == ("verified", 1) and "no builder works on" in c.reason
+
+
+def test_a_comment_that_touches_its_digest_does_not_keep_the_line(line):
+    assert with_line(f"{'ab' * 32}# the old one\n", Wanted("cd" * 32), ["ab" * 32]).split() == ["cd" * 32]
+
+
+def test_an_error_that_nobody_has_foreseen_stops_one_candidate_and_not_the_updater(line):
+    def change(graph, node):
+        for n in graph.node:
+            n.input[:] = ["looked_up" if i == "gain" else i for i in n.input]
+        graph.initializer.extend([onnx.helper.make_tensor("level", onnx.TensorProto.FLOAT, [], [20.0]), onnx.helper.make_tensor("table", onnx.TensorProto.FLOAT, [1], [1.0])])
+        for n in reversed([node("ReduceMax", ["window"], ["largest"], keepdims=0), node("Greater", ["largest", "level"], ["loud"]),
+                           node("Cast", ["loud"], ["place"], to=onnx.TensorProto.INT64), node("Gather", ["table", "place"], ["looked_up"])]):
+            graph.node.insert(0, n)
+
+    line.examples[12] *= 50  # where the graph looks for a second element that is not there; the canary is not as loud
+    bad, good = line.release(graph=edited(change)), line.release(1.05, name="pump")
+    line.want(bad, good)
+    updater = updater_of(line)
+    for _ in range(6):
+        updater.step()
+    c = line.rollout.candidate(bad)
+    assert c.state in ("verified", "built") and "Gather" in c.reason
+    assert line.rollout.candidate(good).state == "rolled_back"  # no pump here: it was looked at
+
+
+def test_a_probation_that_ran_out_while_nobody_compared_goes_on_until_somebody_has(line):
+    new = line.release(1.1)
+    line.stop()
+    line.follow(new, "promoted")
+    line.start()
+    updater = updater_of(line, probation_minutes=0)
+    wait_for(lambda: line.rollout.compared(new))
+    for _ in range(3):
+        updater.step()
+    assert not line.rollout.candidate(new).settled and "is there traffic?" in line.rollout.candidate(new).reason
+    line.until(lambda: (updater.step(), line.rollout.candidate(new).settled)[1])
+
+
+def test_a_step_is_told_once_however_many_precisions_are_tried(line):
+    new, told = line.release(1.05), []
+    line.follow(new, "verified")
+    updater = updater_of(line)
+    updater.steps = told.append
+    verified = line.rollout.candidate(new)
+    for precision in ("int8", "fp16", "fp32"):
+        updater._move(verified, "built", precision)
+    assert [c.state for c in told] == ["built"]
+
+
+def test_an_agent_that_stops_on_a_full_disk_stops(line, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    line.follow(line.release(1.1), "shadow")
+    line.until(lambda: line.agent.shadows)
+    monkeypatch.setattr(line.follower._rollout, "keep", full)
+    line.follower.stop()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        line.follower._rollout.running()
 
 
 # with the real tritonserver

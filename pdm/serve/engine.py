@@ -203,9 +203,12 @@ class Canary:
 
     @classmethod
     def of(cls, reference: Model, examples: tuple[np.ndarray, np.ndarray | None] | None = None) -> "Canary":
-        "The canary of a bundle, its scores from the `reference`. Raises `InvalidBundle` where they are not finite."
+        "The canary of a bundle, its scores from the `reference`. Raises `InvalidBundle` where there are none, or they are not finite."
         windows, conditions = canary_windows(reference.contract, examples)
-        expected = reference.infer(windows, conditions)
+        try:
+            expected = reference.infer(windows, conditions)
+        except Exception as e:  # ONNX Runtime's errors have no common base of their own
+            raise InvalidBundle(f"ONNX Runtime cannot execute the graph of {reference.contract.name}: {e}") from e
         if not all(np.isfinite(getattr(expected, name)).all() for name in OUTPUTS):
             raise InvalidBundle(f"the graph of {reference.contract.name} gives scores that are not finite: train it again")
         return cls(windows, conditions, expected)

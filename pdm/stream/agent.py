@@ -223,6 +223,11 @@ class Agent:
             if callable(command):
                 return _Work(Batch(), command(self._judge), answer=answer)
             group, alarm = self._judge.command(command)
+            kinds = {e.kind for e in group.events}
+            worked_on = not kinds.isdisjoint({"maintenance", "maintenance_ended"})
+            if worked_on or "cleared" in kinds:
+                for shadow in list(self.shadows.values()):
+                    shadow.begin_anew(command.asset, worked_on)
             return _Work(Batch(), group, answer=answer, result=alarm)
         except PdmError as e:
             answer.set_exception(e)
@@ -371,6 +376,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         engine = _engine(settings)
 
         def switched(digest: str, active: str, _reason: str) -> None:
+            if not active:
+                return metrics.fallback.remove(digest[:12])
             metrics.fallback.labels(digest[:12]).set(active != engine.name)
             metrics.switches.labels(digest[:12], active).inc()
 

@@ -188,6 +188,8 @@ def on_probation(
     "Whether a promoted version may stay."
     if wrong := _wrong(c, "main", "beside", REFUTED_AFTER, free_mb, True):
         return wrong
+    if over and c.windows < FEWEST and not c.error:
+        return Ruling("wait", f"{c.windows} windows compared, {FEWEST} are the least to conclude anything from: is there traffic?")
     away = c.fallback_s.get("main", 0.0) - c.fallback_s.get("beside", 0.0)
     if away > FALLBACK_S:
         return Ruling("roll back", f"its engine did not score it for {away:.0f} s, while the former version had its own", "fallback")

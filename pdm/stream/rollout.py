@@ -122,9 +122,9 @@ class Rollout:
             raise PartMissing(f"{self.path} can't be opened ({e}): has its disk room, and may we write there? A damaged one may be moved away: what is installed runs then") from e
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         "All of it or nothing."
-        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute(f"BEGIN {kind}")
         try:
             yield self._db
             self._db.execute("COMMIT")
@@ -226,6 +226,11 @@ class Rollout:
                 self._run(c.name, digest, now_running.digest, now)
             elif after == "rolled_back" and now_running.digest == digest:
                 self._run(c.name, now_running.previous or "", None, now)
+                if (back := self.candidate(now_running.previous or "")) and back.state == "rolled_back":  # its return was refused meanwhile
+                    self._note(back, "promoted", reason, now, {})
+                    db.execute("UPDATE candidate SET state = 'promoted', settled = 1, reason = ? WHERE digest = ?", (f"it runs again: {reason}", back.digest))
+            elif after == "rolled_back" and c.state == "promoted" and now_running.previous == digest:
+                db.execute("UPDATE running SET previous = '' WHERE name = ?", (c.name,))  # no way back to what does not count any more
         found = self.candidate(digest)
         assert found is not None
         return found
@@ -271,6 +276,11 @@ class Rollout:
             if name not in found and r.previous is not None and r.previous != r.digest and c is not None and not c.settled:
                 found[name] = r.previous
         return found
+
+    def standing(self) -> tuple[dict[str, Running], dict[str, str], dict[str, Candidate]]:
+        "What runs and what scores beside it, by type of asset, and all candidates: of one moment."
+        with self._transaction("DEFERRED"):
+            return self.running(), self.beside(), {c.digest: c for c in self.candidates()}
 
     # what the agent writes
 

@@ -51,7 +51,7 @@ class Shadow:
         self._waiting: deque[list[Judged]] = deque()
         self._turn = threading.Condition()   # of the queue
         self._at_work = threading.Lock()     # of the monitors and the comparison
-        self._closed = False
+        self._closed = self._given = False
         self._thread = threading.Thread(target=self._work_forever, name="shadow", daemon=True)
         self._thread.start()
 
@@ -77,7 +77,23 @@ class Shadow:
             log.warning("the shadow was still at work after %g s", timeout_s)
             with self._turn:
                 self._waiting.clear()
+        with self._at_work:  # from here on its monitors are somebody else's, even if an inference comes back after all
+            self._given = True
         return self.versions
+
+    def begin_anew(self,
+        asset: str,
+        worked_on: bool,  # the machine; False: only its alarm was cleared
+    ) -> None:
+        "What people did holds for the version beside, too. What still waits was before that, and is dropped."
+        with self._turn:
+            for judged in self._waiting:
+                before = len(judged)
+                judged[:] = [j for j in judged if j.accepted.key[0] != asset]
+                self.comparison.dropped += before - len(judged)
+        with self._at_work:
+            for monitor in [v.monitor for key, v in self.versions.items() if key[0] == asset and not self._given]:
+                (monitor.renew if worked_on else monitor.clear)()
 
     def close(self) -> None:
         "End it at once."
@@ -139,6 +155,8 @@ class Shadow:
         scored = model.infer(x, conditions)
         seconds, rms = time.perf_counter() - since, window_rms(x)
         with self._at_work:
+            if self._given:
+                return
             c = self.comparison
             c.took("beside", seconds)
             c.took("main", judged[0].seconds)

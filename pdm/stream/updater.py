@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ from .versions import installed, record_of, replaces
 log = logging.getLogger(__name__)
 _AWAY_S = 30.0     # an agent that was not heard of for so long is not there
 _KEEP_UP_S = 60.0  # between looks at the engine of what runs, seconds
+_ASK_S = 5.0       # between questions to a builder that is away or at work
 
 
 class _NotYet(Exception):
@@ -63,7 +65,7 @@ class Updater:
         self._tries: dict[str, tuple[int, float]] = {}  # by digest: how often in vain, and when again
         self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
-        self._kept_up = -_KEEP_UP_S
+        self._kept_up: dict[str, float] = {}            # by digest: when to look at its engine again
         self.trouble = ""                               # with the file itself, or with whom to trust
         self.steps: Callable[[Candidate], object] = lambda c: None  # told of each
 
@@ -85,17 +87,26 @@ class Updater:
                 self._tries.pop(c.digest, None)
             except _NotYet as e:
                 self._rollout.waits(c.digest, f"{e}")
+                if c.state in ("verified", "built"):  # what a builder is not done with is not compared again every second
+                    self._tries[c.digest] = (0, time.monotonic() + _ASK_S)
             except (PartMissing, InvalidConfig, OSError) as e:  # missing here, not wrong there
                 self._rollout.waits(c.digest, f"{e}")
                 log.warning("%s waits after %s: %s", c.digest[:12], c.state, e)
                 self._tries[c.digest] = (tries + 1, time.monotonic() + backoff_s(tries, most_s=60.0))
             except PdmError as e:
                 self._move(c, "rolled_back", f"{e}", cause=getattr(e, "reason", "") or type(e).__name__)
+            except sqlite3.Error:
+                raise
+            except Exception as e:  # that nobody has foreseen: no verdict on it, and no reason to leave the others alone
+                self._rollout.waits(c.digest, f"{type(e).__name__}: {e}")
+                log.exception("%s waits after %s", c.digest[:12], c.state)
+                self._tries[c.digest] = (tries + 1, time.monotonic() + backoff_s(tries, most_s=60.0))
         return self._moved
 
     def _move(self, c: Candidate, after: str, reason: str, **changes: Any) -> None:
+        before = self._rollout.candidate(c.digest)
         moved = self._rollout.move(c.digest, after, reason, round(self._now_s() * 1e9), **changes)
-        if moved.state != c.state:
+        if before is not None and moved.state != before.state:
             self._moved = True
             log.log(logging.WARNING if after == "rolled_back" else logging.INFO, "%s is %s: %s", c.digest[:12], after, reason)
             self.steps(moved)
@@ -103,9 +114,11 @@ class Updater:
     def _advance(self, c: Candidate) -> None:
         running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self._wanted}
         if c.state == "promoted" and c.digest == running.digest:
-            return self._keep_up(c) if c.settled else self._on_probation(c)
-        if c.digest not in wanted or c.state == "rolled_back":
+            return self._keep_up(c) if c.settled else self._on_probation(c, running.previous)
+        if c.digest not in wanted | {running.digest} or c.state == "rolled_back":
             return None
+        if c.state == "promoted" and running.digest in wanted:
+            raise _NotYet(f"{running.digest[:12]} runs and is wanted, too: one bundle a type of asset, take one of the two lines away")
         if c.state == "promoted":  # once, and another one since
             return self._move(c, "wanted", "it is wanted again")
         return {"wanted": self._fetch, "fetched": self._verify, "verified": self._build, "built": self._build, "parity": self._begin,
@@ -146,8 +159,9 @@ class Updater:
             raise CheckFailed(f"no stream here takes {contract.name} ({len(contract.channels)} x {contract.samples} at {contract.rate_hz:g} Hz): there is {known}")
         if not c.rollback:
             self._not_older(c, contract)
+        running = self._rollout.running().get(contract.name, Running("", None, 0)).digest  # whose engine may be built again meanwhile
         for other in self._rollout.candidates():
-            if other.name == contract.name and other.digest != c.digest and other.state in ("verified", "built", "parity", "shadow"):
+            if other.name == contract.name and other.digest != c.digest and running not in (c.digest, other.digest) and other.state in ("verified", "built", "parity", "shadow"):
                 raise CheckFailed(f"{other.digest[:12]} is on its way for {contract.name} already: one bundle a type of asset")
         for (asset, stream), record in self._records(c.digest, contract).items():
             before = self._record_now(contract.name, asset, stream)
@@ -167,12 +181,16 @@ class Updater:
 
     def _records(self, digest: str, contract: Contract) -> dict[tuple[str, str], CalibrationRecord]:
         "The calibrations of the streams that it would judge."
-        return {key: record_of(self._folder, digest, *key, i.record) for key, i in self._installed.items() if replaces(contract, i.bundle.contract)}
+        return {key: self._record(digest, *key) for key, i in self._installed.items() if replaces(contract, i.bundle.contract)}
+
+    def _record(self, digest: str, asset: str, stream: str) -> CalibrationRecord:
+        installed = self._installed[asset, stream]
+        return record_of(self._folder, digest, asset, stream, installed.record if installed.bundle.digest == digest else None)
 
     def _record_now(self, name: str, asset: str, stream: str) -> CalibrationRecord:
         "The calibration of a stream with what judges it now."
         as_installed, running = self._installed[asset, stream], self._rollout.running().get(name, Running("", None, 0)).digest
-        return record_of(self._folder, running, asset, stream, as_installed.record) if running else as_installed.record
+        return self._record(running, asset, stream) if running else as_installed.record
 
     # built, parity
 
@@ -199,6 +217,8 @@ class Updater:
         for other in {t for t in tried if _told(t).get("path") != _told(artifact).get("path")}:
             self._engine.unload(bundle, other)
         engine.load(bundle, artifact)
+        if isinstance(self._engine, InProcess):  # the agent has its own
+            self._engine.close()
         reason = "; ".join((f"{chosen.precision}", *chosen.reasons))
         self._move(c, "parity", reason, artifact=_told(artifact), parity=json.loads(chosen.parity.to_json()) if chosen.parity else {})
 
@@ -206,10 +226,14 @@ class Updater:
         return profile_of(self._s.engine_profile).of(bundle.contract).backend == "tensorrt"
 
     def _artifact(self, bundle: Bundle, precision: Any) -> Artifact:
-        "What this machine would execute at a precision; the bundle's own graph is one, too. Raises `_NotYet` while a builder is at work, `CheckFailed` where there is no such thing."
+        "What this machine would execute at a precision; the bundle's own graph is one, too. Raises `_NotYet` while a builder is at work or away, `CheckFailed` where there is no such thing."
         if self._tensorrt(bundle):
             from pdm.serve.tensorrt import Recipe, answer
-            if (found := answer(self._engines, bundle, precision, Recipe(workspace_mb=self._s.engine_workspace_mb))) is None:
+            try:
+                found = answer(self._engines, bundle, precision, Recipe(workspace_mb=self._s.engine_workspace_mb))
+            except PartMissing as e:
+                raise _NotYet(f"{e}") from e
+            if found is None:
                 raise _NotYet(f"the builder is at work on {precision}")
             return found
         return Artifact(bundle.onnx.resolve()) if precision == "fp32" else _reduced(bundle, precision, self._engines)
@@ -242,21 +266,26 @@ class Updater:
         ruling = in_shadow(compared, over, self._s.rollout_free_mb)
         self._follow(c, ruling)
 
-    def _on_probation(self, c: Candidate) -> None:
+    def _on_probation(self, c: Candidate, previous: str | None) -> None:
         over = self._now_s() - c.since_ns / 1e9 >= 60 * self._s.probation_minutes
         compared = self._rollout.compared(c.digest)
         if compared is None or not compared.failed:
             digest, _ = self._there(c)
             if digest != c.digest:
                 raise _NotYet("the agent has not taken it over yet")
+            if c.rollback or previous is None:
+                return self._settle(c, "asked for by name: it need not agree with what it replaces" if c.rollback else "there is no version to compare it with")
         if compared is None:
             raise _NotYet("nothing was compared yet")
         ruling = on_probation(compared, over, self._s.rollout_free_mb)
         if ruling.action == "promote":
-            self._rollout.settle(c.digest, ruling.reason, round(self._now_s() * 1e9))
-            log.info("%s has passed its probation: %s", c.digest[:12], ruling.reason)
+            self._settle(c, ruling.reason)
         else:
             self._follow(c, ruling)
+
+    def _settle(self, c: Candidate, reason: str) -> None:
+        self._rollout.settle(c.digest, reason, round(self._now_s() * 1e9))
+        log.info("the probation of %s is over: %s", c.digest[:12], reason)
 
     def _follow(self, c: Candidate, ruling: Ruling) -> None:
         if ruling.action == "wait":
@@ -268,9 +297,9 @@ class Updater:
         compared = self._rollout.compared(c.digest)
         if compared is not None and compared.failed:
             return self._follow(c, on_probation(compared, True))
-        if not c.artifact or time.monotonic() < self._kept_up + _KEEP_UP_S:
+        if not c.artifact or time.monotonic() < self._kept_up.get(c.digest, 0.0):
             return None
-        self._kept_up = time.monotonic()
+        self._kept_up[c.digest] = time.monotonic() + _KEEP_UP_S
         file, bundle = Path(c.artifact["path"]), load_bundle(self._folder / c.digest, c.digest)
         now = self._artifact(bundle, c.artifact["precision"]) if file.suffix == ".plan" else None
         if not file.exists() or now is not None and now.path != file:

@@ -8,9 +8,11 @@ __all__ = ['log', 'Load', 'Choice', 'installed', 'replaces', 'released', 'record
 
 # %% ../../nbs/stream/versions.ipynb #vers0d
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +25,7 @@ from .asset import Owned, Version
 from .comparison import Comparison
 from .journal import Group, JournalReader
 from .judge import Judge
-from .rollout import Rollout
+from .rollout import Candidate, Rollout
 from .shadow import Key, Shadow, free_mb
 
 
@@ -75,7 +77,7 @@ def released(
 ) -> dict[Key, Choice]:
     "A bundle, for all streams that it may judge; for the others what was before. Raises `InvalidBundle` where it or a calibration is not there, or not whole."
     bundle = load_bundle(Path(folder) / digest, digest)
-    return {key: Choice(bundle, record_of(folder, digest, *key, c.record), artifact) if replaces(bundle.contract, c.bundle.contract) else c
+    return {key: Choice(bundle, record_of(folder, digest, *key, c.record if c.bundle.digest == digest else None), artifact) if replaces(bundle.contract, c.bundle.contract) else c
             for key, c in before.items()}
 
 
@@ -84,7 +86,7 @@ def record_of(
     digest: str,
     asset: str,
     stream: str,
-    own: CalibrationRecord | None = None,  # as installed; good where it is this bundle's
+    own: CalibrationRecord | None = None,  # as installed, where this bundle is what is installed
 ) -> CalibrationRecord:
     "The calibration of a stream with a bundle: the stream's, the asset's, the type's lent, or another asset's lent. Raises `InvalidBundle` where there is none."
     beside, dotted = Path(folder) / f"{digest}.calibration", asset.replace("/", ".")
@@ -92,7 +94,7 @@ def record_of(
         if (file := beside / f"{name}.calibration.json").exists():
             break
     else:
-        if own is not None and own.model == digest:
+        if own is not None:
             return own
         files = [f for f in (beside / "calibration.json", *sorted(beside.glob("*.calibration.json"))) if f.exists()]
         if not files:
@@ -134,7 +136,7 @@ def own(
     load: Load,                       # how a bundle becomes a model
     journal: JournalReader,           # where monitors and alarms stood
     chosen: Mapping[Key, Choice] | None = None,                # default: as installed
-    warm: Mapping[Key, tuple[str, dict]] | None = None,        # where the monitors of a version stood that was promoted just before the end
+    warm: Mapping[Key, tuple[str, dict]] | None = None,        # where the monitors of a version stood that came to judge while no agent was there
 ) -> list[Owned]:
     "The streams of the asset records, each as it was left. Raises what `installed` does."
     records = list(records)
@@ -144,11 +146,12 @@ def own(
         for name in r.streams:
             o = Owned(r.path, name, versions[r.path, name], r.bearing_of(name), chosen[r.path, name].record.hop_s)
             known, state = states.get(o.key, ("", {}))
+            calibration, monitor = warm.get(o.key, ("", {}))
+            if known != o.version.calibration == calibration:  # the alarm stands as the other version has left it
+                known, state = calibration, {**monitor, "judge": state.get("judge", {})}
             fits = known == o.version.calibration
             o.recall(state, monitor=fits)
-            if not fits and warm.get(o.key, ("",))[0] == o.version.calibration:
-                o.version.monitor.restore(warm[o.key][1])
-            elif known and not fits:
+            if known and not fits:
                 log.info("%s/%s has a new calibration: its monitor starts anew", *o.key)
             owned.append(o)
     return owned
@@ -159,7 +162,7 @@ class Models:
     "The models of an agent, by bundle and artifact. For threads, one at a time."
     def __init__(self,
         engine: Engine,
-        switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now, and why
+        switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now (empty: nobody any more), and why
     ):
         self._engine, self._switched = engine, switched
         self._loaded: dict[tuple[str, Artifact | None], tuple[Bundle, Model]] = {}
@@ -192,6 +195,8 @@ class Models:
                 bundle, model = self._loaded.pop(key)
                 if isinstance(model, Guarded):
                     model.close()
+                    if self._switched and bundle.digest not in {digest for digest, _ in self._loaded}:
+                        self._switched(bundle.digest, "", "unloaded")
                 try:
                     self._engine.unload(bundle, key[1])
                 except PdmError as e:
@@ -229,11 +234,13 @@ class Follower:
         self._streams: dict[str, dict[Key, Choice]] = {}  # by type of asset
         for key, c in self._installed.items():
             self._streams.setdefault(c.bundle.contract.name, {})[key] = c
+        self._known: dict[str, Candidate] = {}            # by digest, as of the latest look
         self._main: dict[str, str] = {}                   # by type: the digest whose verdicts count; empty: as installed
         self._beside: dict[str, str | None] = {}
         self._candidate: dict[str, tuple[str, int]] = {}  # by type: whose comparison the shadow's is, since when
+        self._executed: dict[str, Artifact | None] = {}   # by type: what is executed for the digest whose verdicts count
         self._versions: dict[str, dict[Key, Version]] = {}  # by type: those that judge
-        self._released: dict[str, set[Key]] = {}          # by type: streams that are not as installed
+        self._released: dict[str, set[Key]] = {}          # by type: streams that a release may judge, the others are as installed
         self._failed: dict[str, float] = {}               # by digest: when to try again
         self._kept_s = self._looked_s = 0.0
         self._agent: Exchanger | None = None
@@ -244,9 +251,12 @@ class Follower:
         "The agent's streams, with the versions that the rollout has at work. One that can't be loaded leaves what is installed in place."
         chosen, warm = dict(self._installed), dict[Key, tuple[str, dict]]()
         for name in self._streams:
-            self._main[name], self._beside[name], self._released[name] = "", None, set()
-        for name, r in self._rollout.running().items():
-            if name in self._streams and r.digest:
+            self._main[name], self._beside[name], self._released[name], self._executed[name] = "", None, set(), None
+        running, _, self._known = self._rollout.standing()
+        for name, r in running.items():
+            if name not in self._streams:
+                continue
+            if r.digest:
                 try:
                     choices = self._choices(name, r.digest)
                     versions_of(choices, self._records, self._models.load)
@@ -254,8 +264,8 @@ class Follower:
                     log.error("bundle %s is promoted and can't be loaded, what is installed judges: %s", r.digest[:12], e)
                     continue
                 chosen |= choices
-                warm |= self._rollout.states(r.digest)
-                self._main[name], self._released[name] = r.digest, set(choices)
+                self._main[name], self._released[name], self._executed[name] = r.digest, set(choices), self._artifact(r.digest)
+            warm |= {key: state for key, state in self._rollout.states(r.digest).items() if key in self._streams[name]}
         owned = own(self._records, self._models.load, journal, chosen, warm)
         for o in owned:
             name = self._installed[o.key].bundle.contract.name
@@ -275,7 +285,10 @@ class Follower:
             self._thread.join(5)
         for name, shadow in list(self._agent.shadows.items()) if self._agent else ():
             shadow.close()
-            self._report(name, keep=True)
+            try:
+                self._report(name, keep=True)
+            except sqlite3.Error as e:
+                log.warning("what the version beside of %s has seen is not written down: %s", name, e)
         self._rollout.close()
 
     def _at_work(self) -> Exchanger:
@@ -292,11 +305,12 @@ class Follower:
 
     def look(self) -> None:
         "Do what the rollout says, once."
-        running, beside = self._rollout.running(), self._rollout.beside()
+        running, beside, self._known = self._rollout.standing()
         for name in self._streams:
             r = running.get(name)
             digest = r.digest if r else ""
-            if digest != self._main[name]:
+            c = self._known.get(digest)
+            if digest != self._main[name] or c is not None and c.state == "promoted" and self._artifact(digest) != self._executed[name]:
                 self._exchange(name, digest, beside.get(name))
             if digest == self._main[name]:
                 self._put_beside(name, beside.get(name))
@@ -314,14 +328,16 @@ class Follower:
         before = self._streams[name]
         if not digest:  # the other streams are as installed already
             return {key: c for key, c in before.items() if key in self._released[name]}
-        c = self._rollout.candidate(digest)
-        a = c.artifact if c else {}
-        artifact = Artifact(Path(a["path"]), a["precision"], a["tolerance"]) if a else None
-        chosen = released(self._folder, digest, before, artifact)
-        return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest}
+        chosen = released(self._folder, digest, before, self._artifact(digest))
+        return {key: choice for key, choice in chosen.items() if choice.bundle.digest == digest or key in self._released[name]}
+
+    def _artifact(self, digest: str) -> Artifact | None:
+        "What is executed in place of a bundle's graph, as it was built last."
+        c = self._known.get(digest)
+        return Artifact(Path(c.artifact["path"]), c.artifact["precision"], c.artifact["tolerance"]) if c and c.artifact else None
 
     def _loaded(self, name: str, digest: str, candidate: str) -> dict[Key, Version] | None:
-        "The versions, each as it was left when it was last at work; None where they can't be loaded: the candidate is told why."
+        "The versions, each as it was left when it was last at work; None where they can't be loaded: the candidate is told why, and not blamed for another one."
         if self._failed.get(digest, 0.0) > time.monotonic():
             return None
         try:
@@ -329,8 +345,8 @@ class Follower:
         except PdmError as e:
             log.error("bundle %s can't be loaded: %s", digest[:12] or "as installed", e)
             self._failed[digest] = time.monotonic() + _AGAIN_S
-            if c := self._rollout.candidate(candidate):
-                self._rollout.keep(candidate, Comparison(failed=f"{e}"), c.since_ns)
+            if c := self._known.get(candidate):
+                self._rollout.keep(candidate, Comparison(failed=f"{e}") if digest == candidate else replace(self._rollout.compared(candidate) or Comparison(), error=f"{e}"), c.since_ns)
             return None
         for key, (calibration, state) in self._rollout.states(digest).items():
             if key in versions and versions[key].calibration == calibration:
@@ -340,7 +356,7 @@ class Follower:
     def _exchange(self, name: str, digest: str, beside: str | None) -> None:
         "Another version judges from here on; where that is wanted, the former one goes on beside it."
         agent = self._at_work()
-        before, shadow, candidate = self._main[name], agent.shadows.get(name), self._compared_for(digest)
+        before, shadow, candidate, executed = self._main[name], agent.shadows.get(name), self._compared_for(digest), self._artifact(digest)
         ready = shadow is not None and self._beside[name] == digest
         loaded = {} if ready else self._loaded(name, digest, digest)
         if loaded is None:
@@ -354,9 +370,10 @@ class Follower:
                     v.monitor.restore(now.monitor.to_state())  # the same bundle, executed in another way
             group, former = judge.exchange(versions)
             self._released[name] = set(versions) if digest else set()
-            agent.shadows.pop(name, None)
+            if former_shadow := agent.shadows.pop(name, None):
+                former_shadow.close()
             self._versions[name] = self._versions[name] | versions
-            self._main[name], self._beside[name] = digest, None  # here, in the thread that does it: so it is, whatever becomes of the commit
+            self._main[name], self._beside[name], self._executed[name] = digest, None, executed  # here, in the thread that does it: so it is, whatever becomes of the commit
             if beside is not None and beside == before:
                 agent.shadows[name], self._beside[name] = Shadow(former, versions, self._hops), before
                 self._candidate[name] = candidate
@@ -364,21 +381,19 @@ class Follower:
             return group
 
         agent.order(exchange)
-        if shadow is not None and not ready:
-            shadow.close()
         self._rollout.keep_states(before, states)
         self._rollout.observe(name, digest)
         log.info("%s: bundle %s judges now, before it was %s", name, digest[:12] or "as installed", before[:12] or "as installed")
 
     def _put_beside(self, name: str, digest: str | None) -> None:
-        if digest == self._beside[name]:
+        main, shadows = self._main[name], self._at_work().shadows
+        candidate = digest if digest and digest != main and (c := self._known.get(digest)) and c.state == "shadow" else main
+        if digest == self._beside[name] and (digest is None or self._candidate[name] == self._compared_for(candidate)):
             return
-        shadows = self._at_work().shadows
-        if shadow := shadows.pop(name, None):
-            shadow.close()
+        if name in shadows:
+            self._report(name, keep=True)
+            shadows.pop(name).close()
         self._beside[name] = None
-        main = self._main[name]
-        candidate = digest if digest and digest != main and (c := self._rollout.candidate(digest)) and c.state == "shadow" else main
         if digest is None or (versions := self._loaded(name, digest, candidate)) is None:
             return
         self._candidate[name] = self._compared_for(candidate)
@@ -386,7 +401,7 @@ class Follower:
         self._beside[name] = digest
 
     def _compared_for(self, digest: str) -> tuple[str, int]:
-        c = self._rollout.candidate(digest)
+        c = self._known.get(digest)
         return digest, c.since_ns if c else 0
 
     def _report(self, name: str, keep: bool, seconds: float = 0.0) -> None:
