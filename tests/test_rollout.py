@@ -946,6 +946,25 @@ def test_an_agent_that_stops_on_a_full_disk_stops(line, monkeypatch):
         line.follower._rollout.running()
 
 
+@pytest.mark.parametrize("damage", [b"this is no database, and was not one for a long time" * 100, None], ids=["overwritten", "torn"])
+def test_a_damaged_file_of_the_rollout_is_put_aside_and_the_line_goes_on_with_what_is_installed(line, damage):
+    new = line.release(1.1)
+    line.follow(new, "promoted")
+    line.until(lambda: line.rollout.observed().get("motor", ("",))[0] == new)
+    line.stop()
+    line.rollout.close()
+    with line.file.open("r+b") as f:
+        f.seek(0 if damage else 4096)
+        f.write(damage or os.urandom(8 * 4096))
+    line.start()
+    line.rollout = Rollout(line.file)
+    line.send(3)
+    assert line.verdicts()[-1].model == line.site.bundle.digest
+    assert len(list(line.file.parent.glob("rollout.db.damaged-*"))) >= 1
+    line.want(new)
+    run(line, updater_of(line), new, "promoted")  # what is desired comes again
+
+
 # with the real tritonserver
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic_core import to_json
@@ -351,7 +352,8 @@ class Agent:
 def _engine(settings: Settings) -> Engine:
     "The engine of the settings, or the one in this process where there is none."
     options: dict[str, Any] = {} if settings.engine_url == "inprocess:" else {
-        "environment": settings.triton_env, "repository": settings.triton_repository, "profile": profile_of(settings.engine_profile)}
+        "environment": settings.triton_env, "repository": settings.triton_repository, "log": settings.state_dir / "triton.log",
+        "profile": replace(profile_of(settings.engine_profile), workspace_mb=settings.engine_workspace_mb)}
     try:
         return open_engine(settings.engine_url, **options)
     except PartMissing as e:

@@ -357,10 +357,14 @@ def _alone(state_dir: Path) -> Iterator[None]:
     "Raises `InvalidConfig` where another updater is at work."
     state_dir.mkdir(parents=True, exist_ok=True)
     with open(state_dir / "updater.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidConfig(f"another updater works on {state_dir}: one a node") from None
+        for attempt in range(5):  # a command that looks whether one is at work holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 4:
+                    raise InvalidConfig(f"another updater works on {state_dir}: one a node") from None
+                time.sleep(0.1)
         yield
 
 
