@@ -7,7 +7,7 @@ __all__ = ['OPERATORS', 'LATER', 'OPSETS', 'MOST_IR', 'MOST_K', 'check_operators
 
 # %% ../../nbs/model/operators.ipynb #oper0003b3
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckFailed, PartMissing
 
@@ -105,7 +105,7 @@ def _node_faults(node: "NodeProto", constants: dict, types: dict[str, int]) -> I
 
 
 def check_operators(
-    model: "bytes | ModelProto",  # an exported graph
+    model: Any,  # an exported graph: its bytes, or an `onnx.ModelProto`
     engine: str = "any",          # the bundle's: whoever declares `onnxruntime` may use what that has
 ) -> None:
     "Raises `CheckFailed` where TensorRT 10.3 would not take the graph: what, since which version it would, and what to do."
