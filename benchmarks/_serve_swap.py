@@ -108,10 +108,10 @@ def wrong_versions(site: Site, bundles: dict[str, Bundle]) -> tuple[int, dict[st
 
 def swaps(folder: Path, quick: bool, stack: ExitStack, bundle: Bundle, record: CalibrationRecord, windows: np.ndarray) -> tuple[list[dict], dict]:
     "Checks and tables."
-    count, quiet_s, shadow = (2, 3.0, 30) if quick else (20, 20.0, 60)
+    count, quiet_s, shadow = (2, 1.5, 20) if quick else (20, 20.0, 60)
     site = Site(folder / "swap", stack, bundle, record, windows, shadow)
     digests = [site.release(bundle, 1 + 0.03 * n, n) for n in range(1, count + 1)]
-    publisher = Publisher(site.folder, site.broker.url, site.edge.assets, seconds=35.0 if quick else 300.0, rate=RATE)
+    publisher = Publisher(site.folder, site.broker.url, site.edge.assets, seconds=25.0 if quick else 300.0, rate=RATE)
     stack.callback(publisher.process.kill)
     time.sleep(quiet_s / 2)  # warm
     quiet, busy, taken = [], [], []

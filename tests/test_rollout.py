@@ -82,8 +82,8 @@ class Line:
         self.follower.start(self.agent)
 
     def stop(self) -> None:
-        self.follower.stop()
         self.agent.stop(2.0)
+        self.follower.stop()
         self.engine.close()
         self.models.close()
         self.journal.close()

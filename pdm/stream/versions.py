@@ -284,7 +284,7 @@ class Follower:
         if self._thread.is_alive():
             self._thread.join(5)
         for name, shadow in list(self._agent.shadows.items()) if self._agent else ():
-            shadow.close()
+            shadow.take()  # what the agent has committed, it has seen, too
             try:
                 self._report(name, keep=True)
             except sqlite3.Error as e:
