@@ -65,7 +65,9 @@ class Site:
         beside = self.bundles / f"{made.digest}.calibration"
         beside.mkdir(exist_ok=True)
         for asset in self.edge.assets:
-            record = self._record.for_asset(asset).model_copy(update={"model": made.digest})
+            lent, shift = self._record.for_asset(asset), 20 * float(np.log10(gain))  # calibrated as it scores: a sound release
+            record = lent.model_copy(update={"model": made.digest, "scores_db": tuple(s + shift for s in lent.scores_db), "centre_db": lent.centre_db + shift,
+                                             "threshold_db": lent.threshold_db + shift})
             (beside / f"{asset.replace('/', '.')}.calibration.json").write_text(record.to_json())
         return made.digest
 
@@ -111,7 +113,7 @@ def swaps(folder: Path, quick: bool, stack: ExitStack, bundle: Bundle, record: C
     count, quiet_s, shadow = (2, 1.5, 20) if quick else (20, 20.0, 60)
     site = Site(folder / "swap", stack, bundle, record, windows, shadow)
     digests = [site.release(bundle, 1 + 0.03 * n, n) for n in range(1, count + 1)]
-    publisher = Publisher(site.folder, site.broker.url, site.edge.assets, seconds=25.0 if quick else 300.0, rate=RATE)
+    publisher = Publisher(site.folder, site.broker.url, site.edge.assets, seconds=25.0 if quick else 220.0, rate=RATE)
     stack.callback(publisher.process.kill)
     time.sleep(quiet_s / 2)  # warm
     quiet, busy, taken = [], [], []
