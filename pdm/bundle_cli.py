@@ -20,10 +20,7 @@ from .config import load_settings
 from .errors import InvalidBundle, InvalidConfig, PartMissing
 from .model.bundle import Bundle, CalibrationRecord, load_bundle, read_record
 from .model.folder import SIGNATURE, plain_files
-from .model.signature import Signer, Trust
-from .model.signature import sign as sign_folder
-from .model.signature import verify as verify_folder
-from .model.transport import gather
+
 
 # %% ../nbs/bundle_cli.ipynb #bcli6
 def records_of(
@@ -119,6 +116,8 @@ def sign(
     as_json: Json = False,
 ) -> None:
     "Sign a bundle, and the calibration that is released with it."
+    from pdm.model.signature import sign as sign_folder
+    from pdm.model.transport import gather
     signed = [sign_folder(folder, key, certificate, chain or [], keyless) for folder in gather(_folders(path)[0])]
     _tell({"signatures": [str(s) for s in signed]}, as_json)
 
@@ -130,6 +129,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     "Prove that a bundle and its calibration are as somebody trusted has signed them, and belong together. Nothing is read before that."
+    from pdm.model.signature import Trust
+    from pdm.model.signature import verify as verify_folder
     trust = Trust.of(settings := load_settings())
     trust = Trust(keys=tuple(key), revoked=settings.revoked_keys) if key else trust
     signers = {folder.name: verify_folder(folder, trust) for folder in _folders(path)}
@@ -137,13 +138,15 @@ def verify(
     _tell({"digest": found.digest, "records": len(records_of(found)), "signed_by": {name: _signer(s) for name, s in signers.items()}}, as_json)
 
 
-def _signer(signer: Signer) -> str:
+def _signer(signer: Any) -> str:  # a `pdm.model.signature.Signer`
     return f"{signer.subject} ({signer.kind} {signer.fingerprint[:16]}…)" if signer.fingerprint else "nobody"
 
 
 @bundle.command()
 def show(path: Path_, as_json: Json = False) -> None:
     "What a bundle is for, what is in it, who signed it, and what is promised on which machines."
+    from pdm.model.signature import Trust
+    from pdm.model.signature import verify as verify_folder
     found, trust = load_bundle(_folders(path)[0]), Trust.of(load_settings())
     try:
         signed = _signer(verify_folder(found.path, trust))

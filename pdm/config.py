@@ -105,6 +105,26 @@ class Settings(BaseSettings):
         file = os.environ.get("PREDMAINT_SETTINGS", "predmaint.toml")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
 
+    @property
+    def desired_file(self) -> Path:
+        "The file with the digests that should run here."
+        return self.desired or self.state_dir / "desired"
+
+    @property
+    def rollout_file(self) -> Path:
+        "What became of them (`pdm.stream.rollout`)."
+        return self.state_dir / "rollout.db"
+
+    @property
+    def bundles_dir(self) -> Path:
+        "Where this node keeps its bundles."
+        return self.state_dir / "bundles"
+
+    @property
+    def engines_dir(self) -> Path:
+        "What is shared with the builder of engines."
+        return self.engine_dir or self.state_dir / "engines"
+
     def sqlite(self,
         url: str,   # `sqlite:` or `sqlite:path`
         name: str,  # file name in `state_dir` where the URL has no path

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .config import Settings, load_settings
+from .config import load_settings
 from .errors import InvalidInput
 
 # %% ../nbs/engine_cli.ipynb #egcl006c
@@ -34,11 +34,6 @@ def batches_of(
 engine = typer.Typer(no_args_is_help=True, help="TensorRT engines: would a bundle build, and build it.")
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Bundle = Annotated[Path, typer.Argument(help="folder of the bundle")]
-
-
-def _folder(settings: Settings) -> Path:
-    "What is shared with the builder."
-    return settings.engine_dir or settings.state_dir / "engines"
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -82,7 +77,7 @@ def build(
     from pdm.serve.tensorrt import Recipe, build_engine, engine_record
     from pdm.serve.tensorrt import watch as build_for_others
     settings = load_settings(engine_precision=precision, engine_workspace_mb=workspace_mb)
-    folder = _folder(settings)
+    folder = settings.engines_dir
     if watch:
         stopped: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,3 +96,4 @@ def build(
     record = engine_record(artifact)
     _show({"engine": str(artifact.path), "precision": artifact.precision, **{k: record[k] for k in ("seconds", "plan_bytes", "refitted", "warnings")},
            **{k: record["parts"][k] for k in ("tensorrt", "gpu", "sm", "batch")}}, as_json)
+

@@ -6,10 +6,7 @@
 __all__ = ['triton', 'Json', 'Wait', 'with_line', 'deploy', 'roll_back', 'show_status', 'run']
 
 # %% ../nbs/rollout_cli.ipynb #rcli0d
-import fcntl
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +21,9 @@ from rich.table import Table
 from .config import Settings, load_assets, load_settings
 from .errors import CheckFailed, InvalidBundle, InvalidInput, PartMissing
 from .model.bundle import load_bundle
-from .stream.rollout import Rollout, Wanted, desired_file, read_wanted, status
+from .model.folder import write_plain
+from .process import lock_file
+from .stream.rollout import Rollout, Wanted, read_wanted, status
 
 
 # %% ../nbs/rollout_cli.ipynb #rcli1b
@@ -46,21 +45,12 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
 Wait = Annotated[bool, typer.Option("--wait", help="until it is promoted or refused; ends with 3 if refused")]
 
 
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    with os.fdopen(handle, "w") as f:
-        f.write(text)
-    os.chmod(aside, 0o644)
-    os.replace(aside, file)
-
-
 def _name_of(settings: Settings, rollout: Rollout, digest: str) -> str:
     "The type of asset that a bundle is for, where that is known by now."
     if (c := rollout.candidate(digest)) and c.name:
         return c.name
     with suppress(InvalidBundle):
-        return load_bundle(settings.state_dir / "bundles" / digest, digest).contract.name
+        return load_bundle(settings.bundles_dir / digest, digest).contract.name
     return ""
 
 
@@ -75,19 +65,16 @@ def _installed(settings: Settings) -> dict[str, set[str]]:
 
 def _want(settings: Settings, rollout: Rollout, wanted: Wanted | None, name: str) -> None:
     "Write a line in place of those of the same type."
-    file = desired_file(settings)
+    file = settings.desired_file
     others = [w.digest for w in read_wanted(file) if name and _name_of(settings, rollout, w.digest) == name]
-    _write(file, with_line(file.read_text() if file.exists() else "", wanted, others))
+    write_plain(file, with_line(file.read_text() if file.exists() else "", wanted, others).encode())
 
 
 def _updater(settings: Settings) -> bool:
     "Whether one is at work on this node."
-    with open(settings.state_dir / "updater.lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    if (lock := lock_file(settings.state_dir / "updater.lock")) is not None:
+        lock.close()
+    return lock is None
 
 
 def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
@@ -107,6 +94,15 @@ def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
             time.sleep(0.2)
 
 
+def _go_to(settings: Settings, rollout: Rollout, wanted: Wanted, name: str, wait: bool) -> None:
+    "Write the line, and see it through where somebody waits."
+    _want(settings, rollout, wanted, name)
+    typer.echo(f"desired: {wanted.digest}{f' for {name}' if name else ''}")
+    if wait:
+        _wait(settings, rollout, wanted.digest)
+        typer.echo(f"{wanted.digest[:12]} runs")
+
+
 @triton.command()
 def deploy(
     bundle: Annotated[str, typer.Argument(help="a bundle's folder, or the digest of one that is published where bundle_url says")],
@@ -116,9 +112,9 @@ def deploy(
     "Say that a bundle should run here. A folder is published first, with the calibrations beside it. One that was refused is tried again."
     from pdm.model.transport import push
     settings = load_settings()
-    rollout = Rollout(settings.state_dir / "rollout.db")
+    rollout = Rollout(settings.rollout_file)
     if Path(bundle).is_dir():
-        path, here = Path(bundle).resolve(), settings.state_dir / "bundles"
+        path, here = Path(bundle).resolve(), settings.bundles_dir
         digest, name = path.name, load_bundle(path).contract.name
         if settings.bundle_url or path.parent != here.resolve():
             push(path, settings.bundle_url or f"file:{here}")
@@ -126,12 +122,8 @@ def deploy(
         digest, name = bundle, _name_of(settings, rollout, bundle)
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise InvalidInput(f"{bundle!r} is neither a folder nor a digest of 64 hexadecimal digits")
-    _want(settings, rollout, Wanted(digest, rollback), name)
     rollout.again(digest, "it is deployed again")
-    typer.echo(f"desired: {digest}{f' for {name}' if name else ''}")
-    if wait:
-        _wait(settings, rollout, digest)
-        typer.echo(f"{digest[:12]} runs")
+    _go_to(settings, rollout, Wanted(digest, rollback), name, wait)
 
 
 @triton.command("rollback")
@@ -141,7 +133,7 @@ def roll_back(
 ) -> None:
     "Go back to the version before. One that is still on its way is given up."
     settings = load_settings()
-    rollout = Rollout(settings.state_dir / "rollout.db")
+    rollout = Rollout(settings.rollout_file)
     here = _installed(settings)
     known = sorted(here)
     name = name or (known[0] if len(known) == 1 else "")
@@ -157,12 +149,7 @@ def roll_back(
         raise InvalidInput(f"{name} has no version to go back to: `predmaint triton deploy DIGEST --rollback` names one")
     if not r.previous and len(here[name]) > 1:
         raise InvalidInput(f"{name} was installed with {len(here[name])} bundles: name one with `predmaint triton deploy DIGEST --rollback`")
-    digest = r.previous or here[name].pop()
-    _want(settings, rollout, Wanted(digest, True), name)
-    typer.echo(f"desired: {digest} for {name}")
-    if wait:
-        _wait(settings, rollout, digest)
-        typer.echo(f"{digest[:12]} runs")
+    _go_to(settings, rollout, Wanted(r.previous or here[name].pop(), rollback=True), name, wait)
 
 
 @triton.command("status")
@@ -172,8 +159,8 @@ def show_status(
 ) -> None:
     "What is desired, what runs, and why where that is not the same."
     settings = load_settings()
-    rollout = Rollout(settings.state_dir / "rollout.db")
-    shown = status(rollout, read_wanted(desired_file(settings)))
+    rollout = Rollout(settings.rollout_file)
+    shown = status(rollout, read_wanted(settings.desired_file))
     for name in _installed(settings):
         seen = rollout.observed().get(name)
         shown["running"].setdefault(name, {"digest": "as installed", "previous": None, "in_agent": seen and (seen[0] or "as installed"), "since_ns": None})

@@ -32,9 +32,9 @@ from pdm.stream.agent import Agent
 from pdm.stream.alarms import Command
 from pdm.stream.journal import Journal
 from pdm.stream.judge import Judge
-from pdm.stream.rollout import STATES, Rollout, Wanted
+from pdm.stream.rollout import STATES, Rollout, Wanted, status
 from pdm.stream.shadow import Shadow
-from pdm.stream.updater import Updater, desired_file, status
+from pdm.stream.updater import Updater
 from pdm.stream.updater import running as updater_running
 from pdm.stream.versions import Follower, Models, installed, versions_of
 
@@ -70,7 +70,7 @@ class Line:
         return bundle.digest
 
     def want(self, *lines: str) -> None:
-        desired_file(self.settings).write_text("\n".join(lines))
+        self.settings.desired_file.write_text("\n".join(lines))
 
     def start(self, engine: Engine | None = None) -> None:
         self.bus, self.journal = Hand(), Journal(self.site.journal_file)
@@ -233,6 +233,12 @@ def updater_of(line, **changes) -> Updater:
     return Updater(line.settings.model_copy(update=changes), line.rollout, line.records, InProcess())
 
 
+def environment(line, **settings: object) -> dict[str, str]:
+    "Of an updater that is a process of its own."
+    known = {"STATE_DIR": line.settings.state_dir, "ASSETS": line.settings.assets, "UNSIGNED_BUNDLES": "true", **settings}
+    return {**os.environ, **{f"PREDMAINT_{k}": str(v) for k, v in known.items()}}
+
+
 def run(line, updater, digest, state, level=1.0):
     "Step and send until the candidate is in a state."
 
@@ -369,8 +375,7 @@ _KILLED = textwrap.dedent("""
 def test_an_updater_that_is_killed_at_each_transition_goes_on_where_it_was(line, when, tmp_path):
     new = line.release(1.05)
     line.want(new)
-    settings = {"STATE_DIR": line.settings.state_dir, "ASSETS": line.settings.assets, "UNSIGNED_BUNDLES": "true", "SHADOW_WINDOWS": "40", "ROLLOUT_FREE_MB": "1"}
-    env = {**os.environ, **{f"PREDMAINT_{k}": str(v) for k, v in settings.items()}}
+    env = environment(line, SHADOW_WINDOWS=40, ROLLOUT_FREE_MB=1)
     line.send(2)
     way = STATES[1:7]
     for before, after in zip(("wanted", *way), way, strict=False):
@@ -569,14 +574,11 @@ def test_a_disk_that_is_full_while_a_bundle_is_staged_costs_nothing_but_time(lin
     for folder in (new, f"{new}.calibration"):
         (line.bundles / folder).rename(shelf / folder)
     line.want(new)
-    changes = {"bundle_url": f"file:{shelf}"}
-    env = {**os.environ, **{f"PREDMAINT_{k}": str(v) for k, v in {
-        "STATE_DIR": line.settings.state_dir, "ASSETS": line.settings.assets, "UNSIGNED_BUNDLES": "true", "BUNDLE_URL": f"file:{shelf}"}.items()}}
-    subprocess.run([sys.executable, "-c", _SMALL_DISK], env=env, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", _SMALL_DISK], env=environment(line, BUNDLE_URL=f"file:{shelf}"), check=True, timeout=60)
     c = line.rollout.candidate(new)
     assert c.state == "wanted" and "can't be written" in c.reason
     assert [p.name for p in line.bundles.iterdir() if not p.name.startswith(".fetching")] == []  # nothing half
-    run(line, updater_of(line, **changes), new, "promoted")
+    run(line, updater_of(line, bundle_url=f"file:{shelf}"), new, "promoted")
     assert line.check_every_verdict() <= {line.site.bundle.digest, new}
 
 
@@ -818,13 +820,19 @@ def test_streams_that_a_new_version_does_not_take_are_judged_as_installed_again(
     follower.stop()
 
 
-def test_a_switch_that_falls_between_two_looks_at_the_rollout_is_seen_whole(line, monkeypatch):
+def in_shadow_of(line, agent):
+    "A bundle in its shadow, a follower that looks when it is told to, and the agent of that kind whose versions it exchanges."
     new = line.release(1.1)
     line.follow(new, "shadow")
     line.follower.stop()
     follower = Follower(line.file, line.records, line.models, line.bundles)
-    follower._agent = direct = Direct(follower.own(line.journal))
+    follower._agent = direct = agent(follower.own(line.journal))
     follower.look()
+    return new, follower, direct
+
+
+def test_a_switch_that_falls_between_two_looks_at_the_rollout_is_seen_whole(line, monkeypatch):
+    new, follower, direct = in_shadow_of(line, Direct)
     warm = direct.shadows["motor"].versions
     beside = Rollout.beside
 
@@ -848,12 +856,7 @@ def test_an_exchange_that_is_done_late_ends_the_shadow_that_was_there(line):
             super().order(exchange)
             raise PartMissing("not written down in time")
 
-    new = line.release(1.1)
-    line.follow(new, "shadow")
-    line.follower.stop()
-    follower = Follower(line.file, line.records, line.models, line.bundles)
-    follower._agent = direct = Slow(follower.own(line.journal))
-    follower.look()
+    new, follower, direct = in_shadow_of(line, Slow)
     shadow = direct.shadows["motor"]
     line.rollout.move(new, "rolled_back", "as the test says")
     line.follow(line.release(1.2), "promoted")
@@ -926,8 +929,7 @@ def test_a_probation_that_ran_out_while_nobody_compared_goes_on_until_somebody_h
 def test_a_step_is_told_once_however_many_precisions_are_tried(line):
     new, told = line.release(1.05), []
     line.follow(new, "verified")
-    updater = updater_of(line)
-    updater.steps = told.append
+    updater = Updater(line.settings, line.rollout, line.records, InProcess(), stepped=told.append)
     verified = line.rollout.candidate(new)
     for precision in ("int8", "fp16", "fp32"):
         updater._move(verified, "built", precision)

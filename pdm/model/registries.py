@@ -25,7 +25,7 @@ from urllib.request import Request, urlopen
 from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import InvalidBundle, InvalidConfig, PartMissing
-from .folder import open_plain, read_plain
+from .folder import open_plain, read_plain, write_plain
 
 # %% ../../nbs/model/registries.ipynb #regi6
 _TIMEOUT_S = 30       # without a byte
@@ -196,13 +196,13 @@ class OciLayout:
         sha256 = hashlib.sha256(manifest).hexdigest()
         for layer in document["layers"]:
             with open_plain(files[layer["annotations"][_TITLE]]) as file:
-                _write(self._blob(layer["digest"].removeprefix("sha256:")), file.read())
-        _write(self._blob(_EMPTY["digest"].removeprefix("sha256:")), b"{}")
-        _write(self._blob(sha256), manifest)
+                write_plain(self._blob(layer["digest"].removeprefix("sha256:")), file.read())
+        write_plain(self._blob(_EMPTY["digest"].removeprefix("sha256:")), b"{}")
+        write_plain(self._blob(sha256), manifest)
         others = [m.model_dump(exclude_none=True) for m in self._index(new=True) if (m.annotations or {}).get(_REF) != digest]
         entry = {"mediaType": _MANIFEST, "artifactType": _ARTIFACT, "digest": f"sha256:{sha256}", "size": len(manifest), "annotations": {_REF: digest}}
-        _write(self.folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        _write(self.folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [*others, entry]}, sort_keys=True).encode())
+        write_plain(self.folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        write_plain(self.folder / "index.json", json.dumps({"schemaVersion": 2, "manifests": [*others, entry]}, sort_keys=True).encode())
 
     def _blob(self, sha256: str) -> Path:
         return self.folder / "blobs" / "sha256" / sha256
@@ -218,14 +218,6 @@ class OciLayout:
         except ValidationError as e:
             raise InvalidBundle(f"index.json in {self.folder} is not of an OCI layout ({e!s:.200})", reason="wrong_manifest") from e
 
-
-def _write(path: Path, data: bytes) -> None:
-    "Write aside, and rename."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writing-", delete=False) as file:
-        file.write(data)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 # %% ../../nbs/model/registries.ipynb #regi16
 class OciRegistry:

@@ -386,7 +386,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         models = Models(engine, switched)
         parts.callback(models.close)
         parts.callback(engine.close)  # first: a guard that waits for an engine that hangs is set free by that
-        follower = Follower(settings.state_dir / "rollout.db", records, models, settings.state_dir / "bundles", metrics.version)
+        follower = Follower(settings.rollout_file, records, models, settings.bundles_dir, metrics.version)
         parts.callback(follower.stop)
         owned = follower.own(journal)
         broker = open_broker(settings.broker_url, settings.state_dir / "broker")

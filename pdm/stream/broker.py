@@ -7,7 +7,6 @@ __all__ = ['mosquitto_conf', 'iotcore_conf', 'tansu_arguments', 'client_of', 'Em
 
 # %% ../../nbs/stream/broker.ipynb #brok15760b
 import atexit
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 from ..data.window import MAX_PAYLOAD
 from ..errors import PartMissing
-from ..process import Child, find_program, free_port
+from ..process import lock_file, Child, find_program, free_port
 from .bus import Bus, parse_url
 from .kafka import Kafka
 from .mqtt import Mqtt
@@ -245,17 +244,12 @@ def open_broker(
     folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        lock = open(folder / "broker.lock", "w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            note = folder / "broker.url"
-            address = note.read_text() if note.exists() else ""
-            if address:
-                return RemoteBroker(address)
-            time.sleep(0.05)  # its owner is just starting it
-        else:
+        if (lock := lock_file(folder / "broker.lock")) is not None:
             (folder / "broker.url").unlink(missing_ok=True)
             return _SharedBroker(folder, lock)
+        note = folder / "broker.url"
+        address = note.read_text() if note.exists() else ""
+        if address:
+            return RemoteBroker(address)
+        time.sleep(0.05)  # its owner is just starting it
     raise PartMissing(f"the broker of {folder} is held by a process that never started it: end that process, or choose another state_dir")

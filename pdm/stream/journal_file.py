@@ -6,7 +6,6 @@
 __all__ = ['VERSION', 'SMALL', 'NUMBERED', 'LARGE', 'PAGE', 'JournalDamaged', 'damage_told', 'half_of', 'lock', 'connect']
 
 # %% ../../nbs/stream/journal_file.ipynb #joura531eb
-import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import InvalidConfig, PartMissing, PdmError
+from ..process import lock_file
+
 
 # %% ../../nbs/stream/journal_file.ipynb #jour8ec12a
 VERSION = 3
@@ -99,12 +100,8 @@ def half_of(path: Path) -> Path:
 
 def lock(path: Path) -> IO[str]:
     "Be the only one who writes this journal, until that file is closed. Raises `InvalidConfig` where another one does."
-    file = open(path.with_name(path.name + ".lock"), "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InvalidConfig(f"journal {path} is written by another agent: one agent a state_dir") from None
+    if (file := lock_file(path.with_name(path.name + ".lock"))) is None:
+        raise InvalidConfig(f"journal {path} is written by another agent: one agent a state_dir")
     return file
 
 

@@ -6,7 +6,6 @@
 __all__ = ['log', 'Sink', 'Cursor', 'cursor_names', 'slowest', 'Refused', 'DeadLetters', 'Runner']
 
 # %% ../../nbs/stream/runner.ipynb #runn228842
-import fcntl
 import logging
 import os
 import sqlite3
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from ..errors import InvalidConfig, InvalidInput, PartMissing
+from ..process import lock_file
 from .bus import backoff_s
 from .journal import Event, JournalReader, Raw, Record, Row
 from .metrics import SinkMetrics
+
 
 # %% ../../nbs/stream/runner.ipynb #runn484dcd
 class Sink(Protocol):
@@ -58,12 +59,8 @@ class Cursor:
     def lock(self) -> IO[str]:
         "Be the only one who moves it, until that file is closed. Raises `InvalidConfig` where somebody else does."
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path.with_name(f".{self.path.name}.lock"), "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise InvalidConfig("another predmaint sinks runs on this state_dir, or its last write is still under way") from None
+        if (file := lock_file(self.path.with_name(f".{self.path.name}.lock"))) is None:
+            raise InvalidConfig("another predmaint sinks runs on this state_dir, or its last write is still under way")
         return file
 
     @property

@@ -6,10 +6,8 @@
 __all__ = ['log', 'Updater', 'running', 'main']
 
 # %% ../../nbs/stream/updater.ipynb #updt0d
-import fcntl
 import json
 import logging
-import os
 import sqlite3
 import threading
 import time
@@ -23,15 +21,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from ..config import AssetRecord, Settings, load_assets
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, PartMissing, PdmError
 from ..model.bundle import Bundle, CalibrationRecord, Contract, Model, load_bundle
+from ..model.folder import write_plain
 from ..model.signature import Trust, verify
 from ..model.transport import fetch
+from ..process import lock_file
 from ..serve.engine import Artifact, Engine, InProcess, open_engine
 from ..serve.parity import choose
 from ..serve.repository import profile_of
 from .bus import backoff_s
 from .comparison import Ruling, in_shadow, on_probation
 from .page import Page
-from .rollout import Candidate, Rollout, Running, Wanted, desired_file, read_wanted, status
+from .rollout import Candidate, Rollout, Running, Wanted, read_wanted, status
 from .service import serve
 from .versions import installed, record_of, replaces
 
@@ -56,27 +56,27 @@ class Updater:
         engine: Engine,                            # to compare candidates with; the agent has its own
         now_s: Callable[[], float] = time.time,    # wall clock
         stopping: Callable[[], bool] = lambda: False,
+        stepped: Callable[[Candidate], object] = lambda c: None,  # told of each
     ):
         "Raises `InvalidBundle` or `InvalidConfig` for asset records that make no sense."
-        self._s, self._rollout, self._engine, self._now_s, self._stopping = settings, rollout, engine, now_s, stopping
+        self._s, self._rollout, self._engine, self._now_s, self._stopping, self._stepped = settings, rollout, engine, now_s, stopping, stepped
         self._installed, self._trust = installed(records), Trust.of(settings)
-        self._folder, self._engines = settings.state_dir / "bundles", settings.engine_dir or settings.state_dir / "engines"
-        self._wanted: tuple[Wanted, ...] = ()
+        self._folder, self._engines = settings.bundles_dir, settings.engines_dir
+        self.wanted: tuple[Wanted, ...] = ()
         self._tries: dict[str, tuple[int, float]] = {}  # by digest: how often in vain, and when again
         self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
         self._kept_up: dict[str, float] = {}            # by digest: when to look at its engine again
         self.trouble = ""                               # with the file itself, or with whom to trust
-        self.steps: Callable[[Candidate], object] = lambda c: None  # told of each
 
     def step(self) -> bool:
         "Look at the file, and take every candidate one step further, if it can go. Whether one did."
         self._moved = False
         try:
-            self._wanted, self.trouble = read_wanted(desired_file(self._s)), ""
+            self.wanted, self.trouble = read_wanted(self._s.desired_file), ""
         except InvalidConfig as e:
             self.trouble = f"{e}; what was wanted before still is"
-        self._rollout.want(self._wanted)
+        self._rollout.want(self.wanted)
         self._look_at_signatures()
         for c in self._rollout.candidates():
             tries, again_s = self._tries.get(c.digest, (0, 0.0))
@@ -109,10 +109,10 @@ class Updater:
         if before is not None and moved.state != before.state:
             self._moved = True
             log.log(logging.WARNING if after == "rolled_back" else logging.INFO, "%s is %s: %s", c.digest[:12], after, reason)
-            self.steps(moved)
+            self._stepped(moved)
 
     def _advance(self, c: Candidate) -> None:
-        running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self._wanted}
+        running, wanted = self._rollout.running().get(c.name, Running("", None, 0)), {w.digest for w in self.wanted}
         if c.state == "promoted" and c.digest == running.digest:
             return self._keep_up(c) if c.settled else self._on_probation(c, running.previous)
         if c.digest not in wanted | {running.digest} or c.state == "rolled_back":
@@ -250,16 +250,15 @@ class Updater:
             raise _NotYet(f"{running.digest[:12]} is on probation: one change at a time")
         return self._move(c, "shadow", "beside what runs")
 
-    def _there(self, c: Candidate) -> tuple[str, float]:
-        "What the agent has at work, and how long ago it said so. Raises `_NotYet` where there is none."
+    def _at_work(self, c: Candidate) -> str:
+        "The digest that the agent has at work. Raises `_NotYet` where no agent said anything lately."
         digest, t_ns = self._rollout.observed().get(c.name, ("", 0))
-        age = self._now_s() - t_ns / 1e9
-        if age > _AWAY_S:
+        if self._now_s() - t_ns / 1e9 > _AWAY_S:
             raise _NotYet("no agent is at work here: start `predmaint agent`")
-        return digest, age
+        return digest
 
     def _in_shadow(self, c: Candidate) -> None:
-        self._there(c)
+        self._at_work(c)
         if (compared := self._rollout.compared(c.digest)) is None:
             raise _NotYet("the agent has not loaded it yet")
         over = compared.windows >= self._s.shadow_windows or self._now_s() - c.since_ns / 1e9 >= 60 * self._s.shadow_minutes
@@ -270,8 +269,7 @@ class Updater:
         over = self._now_s() - c.since_ns / 1e9 >= 60 * self._s.probation_minutes
         compared = self._rollout.compared(c.digest)
         if compared is None or not compared.failed:
-            digest, _ = self._there(c)
-            if digest != c.digest:
+            if self._at_work(c) != c.digest:
                 raise _NotYet("the agent has not taken it over yet")
             if c.rollback or previous is None:
                 return self._settle(c, "asked for by name: it need not agree with what it replaces" if c.rollback else "there is no version to compare it with")
@@ -329,11 +327,7 @@ def _reduced(bundle: Bundle, precision: Literal["fp16", "int8"], folder: Path) -
     from pdm.serve.precision import graph_of
     file = folder / f"{bundle.digest}.{precision}.onnx"
     if not file.exists():
-        graph = graph_of(bundle, precision)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".writing")
-        aside.write_bytes(graph)
-        os.replace(aside, file)
+        write_plain(file, graph_of(bundle, precision))
     return Artifact(file.resolve(), precision)
 
 
@@ -356,16 +350,13 @@ def _engine(settings: Settings) -> Engine:
 def _alone(state_dir: Path) -> Iterator[None]:
     "Raises `InvalidConfig` where another updater is at work."
     state_dir.mkdir(parents=True, exist_ok=True)
-    with open(state_dir / "updater.lock", "w") as file:
-        for attempt in range(5):  # a command that looks whether one is at work holds it for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 4:
-                    raise InvalidConfig(f"another updater works on {state_dir}: one a node") from None
-                time.sleep(0.1)
-        yield
+    for _ in range(5):  # a command that looks whether one is at work holds it for a moment
+        if (lock := lock_file(state_dir / "updater.lock")) is not None:
+            with lock:
+                yield
+            return
+        time.sleep(0.1)
+    raise InvalidConfig(f"another updater works on {state_dir}: one a node")
 
 
 @contextmanager
@@ -376,21 +367,22 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         registry, stop, died = CollectorRegistry(), threading.Event(), list[BaseException]()
         steps = Counter("pdm_rollout_steps", "Steps of rollouts by where they led, and why in one word", ["after", "cause"], registry=registry)
         states = Gauge("pdm_rollout_candidate", "1 for the state in which a candidate is", ["name", "digest", "state"], registry=registry)
-        rollout = Rollout(settings.state_dir / "rollout.db")
+        rollout = Rollout(settings.rollout_file)
         parts.callback(rollout.close)
         engine = parts.enter_context(_engine(settings))
-        updater = Updater(settings, rollout, load_assets(settings.assets), engine, stopping=stop.is_set)
         shown: dict[str, Any] = {}
 
         def stepped(c: Candidate) -> None:
             cause = rollout.audit(c.digest)[-1].details.get("cause", "")
             steps.labels(c.state, cause).inc()
 
+        updater = Updater(settings, rollout, load_assets(settings.assets), engine, stopping=stop.is_set, stepped=stepped)
+
         def show() -> None:
             states.clear()
             for c in rollout.candidates():
                 states.labels(c.name, c.digest[:12], c.state).set(1)
-            shown.update(status(rollout, updater._wanted, updater.trouble))
+            shown.update(status(rollout, updater.wanted, updater.trouble))
 
         def work() -> None:
             try:
@@ -401,8 +393,6 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
             except Exception as e:
                 log.exception("the updater failed")
                 died.append(e)
-
-        updater.steps = stepped
 
         def rollout_state(_query: Mapping[str, str], _body: bytes) -> Any:
             return shown
@@ -418,7 +408,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
 
         parts.callback(end)
         thread.start()
-        log.info("the updater reads %s, its page is %s", desired_file(settings), page.url)
+        log.info("the updater reads %s, its page is %s", settings.desired_file, page.url)
 
         def failed() -> None:
             if died:
