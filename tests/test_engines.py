@@ -326,6 +326,27 @@ def test_a_full_disk_is_an_answer_and_no_engine(folder, tiny_bundle):
         assert answered(folder, tiny_bundle)
 
 
+def test_a_failure_told_while_we_look_is_told_and_not_tried_again(folder, tiny_bundle, monkeypatch):
+    name, read, early = request(folder, tiny_bundle), builder.read, []
+    place, inbox = folder / "answers" / f"{name}.json", folder / "requests" / name
+    (inbox / "deaths.json").write_text("1")
+
+    def late(path):
+        if path != place or early:
+            return read(path)
+        early.append(path)
+        builder.put(place, b'{"failed": "no"}')
+        return None
+
+    monkeypatch.setattr(builder, "read", late)
+    with pytest.raises(PartMissing, match="was never seen"):
+        answer(folder, tiny_bundle)
+    with pytest.raises(CheckFailed, match="no$"):
+        answer(folder, tiny_bundle)
+    request(folder, tiny_bundle)  # to ask again is another matter: from the beginning
+    assert not place.exists() and not (inbox / "deaths.json").exists() and (inbox / "request.json").exists()
+
+
 # would it build? and on a device?
 
 

@@ -80,27 +80,39 @@ def _structure(onnx: bytes) -> str:
     return sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
+def _ask(folder: Path, bundle: Bundle, precision: Precision, recipe: Recipe) -> str:
+    "Leave a request, unless there is one, or an answer. The request is looked for first, since the builder removes it when its answer is there."
+    builder, wish = _builder(), _wish(bundle, precision, recipe)
+    name = builder.request_id(wish)
+    inbox, place = folder / "requests" / name, folder / "answers" / f"{name}.json"
+    for part in ("requests", "answers", "engines"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    if inbox.exists():
+        return name
+    if place.exists():
+        if builder.read(place):
+            return name
+        place.unlink(missing_ok=True)  # damaged: the builder writes it whole
+    onnx = graph_of(load_bundle(bundle.path, bundle.digest), precision)
+    wish |= {"onnx": sha256(onnx).hexdigest(), "structure": _structure(onnx) if recipe.refit else ""}
+    builder.put_folder(inbox, {"model.onnx": onnx, "request.json": json.dumps(wish).encode()})
+    return name
+
+
 def request(
     folder: str | Path,             # shared with the builder
     bundle: Bundle,
     precision: Precision = "fp32",  # of its network
     recipe: Recipe = Recipe(),
 ) -> str:                           # the request's id
-    "Ask for an engine. Asking again changes nothing, unless the builder has answered that it failed: then it tries again."
-    builder, folder, wish = _builder(), Path(folder), _wish(bundle, precision, recipe)
-    name = builder.request_id(wish)
-    for part in ("requests", "answers", "engines"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    said = builder.read(folder / "answers" / f"{name}.json")
-    if said and "engine" in said:
-        return name
-    (folder / "answers" / f"{name}.json").unlink(missing_ok=True)
-    if (folder / "requests" / name).exists():
-        return name
-    onnx = graph_of(load_bundle(bundle.path, bundle.digest), precision)
-    wish |= {"onnx": sha256(onnx).hexdigest(), "structure": _structure(onnx) if recipe.refit else ""}
-    builder.put_folder(folder / "requests" / name, {"model.onnx": onnx, "request.json": json.dumps(wish).encode()})
-    return name
+    "Ask for an engine. Asking again changes nothing, unless the builder has answered that it failed: then it tries again, from the beginning."
+    builder, folder = _builder(), Path(folder)
+    name = builder.request_id(_wish(bundle, precision, recipe))
+    place = folder / "answers" / f"{name}.json"
+    if "failed" in (builder.read(place) or {}):
+        builder.remove(folder / "requests" / name)  # where the builder has not come to that yet; its deaths are forgotten
+        place.unlink(missing_ok=True)
+    return _ask(folder, bundle, precision, recipe)
 
 
 def withdraw(
@@ -137,7 +149,7 @@ def answer(
     said, (here, age) = builder.read(place), _heartbeat(folder)
     if said and "failed" in said:
         raise CheckFailed(f"no {precision} engine of bundle {bundle.digest[:12]}: {said['failed']}")
-    request(folder, bundle, precision, recipe)
+    _ask(folder, bundle, precision, recipe)  # not `request`, which would forget a failure told meanwhile
     if age > patience_s:
         seen = f"was last seen {age:.0f} s ago" if here else "was never seen"
         raise PartMissing(f"no builder works on {folder}: it {seen}; it is the second container of Triton's pod, or `predmaint engine build --watch`")
@@ -147,7 +159,7 @@ def answer(
     if record and all(record["parts"][k] == here[k] for k in ("module", "tensorrt", "gpu", "sm")):
         return Artifact((folder / "engines" / said["engine"] / "engine.plan").resolve(), precision, TOLERANCES[precision])
     place.unlink(missing_ok=True)
-    request(folder, bundle, precision, recipe)
+    _ask(folder, bundle, precision, recipe)
     return None
 
 
