@@ -7,9 +7,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+
+from pdm.errors import PartMissing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _COMPARE = {">=": float.__ge__, "<=": float.__le__}
@@ -58,6 +61,17 @@ def check(name: str, value: float | None, target: str, note: str = "") -> dict:
     "A figure beside its target, met or not; `None` where it could not be measured, with the reason in `note`."
     met = None if value is None else _COMPARE[target.split()[0]](float(value), float(target.split()[1]))
     return {"name": name, "value": None if value is None else round(value, 4), "target": target, "met": met, "note": note}
+
+
+@contextmanager
+def part(name: str, promised: Sequence[str], checks: list[dict], seconds: dict[str, float]) -> Iterator[None]:
+    "One part of a benchmark: how long it took, and its checks (such as `ratio >= 0.9`) without a figure where something is not here."
+    since = time.perf_counter()
+    try:
+        yield
+    except PartMissing as e:
+        checks += [check(figure, None, target, str(e)) for figure, target in (what.split(maxsplit=1) for what in promised)]
+    seconds[name] = round(time.perf_counter() - since, 1)
 
 
 def report(name: str, started: float, checks: list[dict], tables: dict, quick: bool) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _bench import arguments, check, report
+from _bench import arguments, check, part, report
 from _edge_parts import (
     CHANNELS,
     RATE_HZ,
@@ -257,18 +257,14 @@ def main() -> None:
             bench = Bench(Path(folder), args.quick, stack, checks, tables) if set(parts) - {"stores"} else None
         except PartMissing as e:
             why = str(e)
-        for part in parts:
-            since = time.perf_counter()
-            try:
-                if part == "stores":
+        for name in parts:
+            with part(name, NAMES.get(name, []), checks, seconds):
+                if name == "stores":
                     stores(args.quick, checks, tables)
                 elif bench is None:
                     raise PartMissing(why)
                 else:
-                    work[part](bench)
-            except PartMissing as e:
-                checks += [check(name, None, f"{sign} {target}", str(e)) for name, sign, target in map(str.split, NAMES[part])]
-            seconds[part] = round(time.perf_counter() - since, 1)
+                    work[name](bench)
     report("edge", started, checks, {**tables, "seconds by part": seconds}, args.quick)
 
 

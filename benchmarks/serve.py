@@ -22,13 +22,12 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _bench import arguments, check, in_turn, report, spread
+from _bench import arguments, check, in_turn, part, report, spread
 from _edge_parts import fitted, healthy_windows
 from _edge_triton import Ask, Clients
 from _serve_int8 import int8_rows
 from _serve_swap import CHECKS, swaps
 
-from pdm.errors import PartMissing
 from pdm.model.bundle import load_bundle, write_bundle
 from pdm.model.signature import Trust, sign, verify
 from pdm.process import free_port
@@ -148,14 +147,9 @@ def main() -> None:
     checks, tables, seconds = list[dict](), dict[str, Any](), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(Path(folder), args.quick, stack, checks, tables)
-        for part in args.parts or work:
-            since = time.perf_counter()
-            try:
-                with ExitStack() as bench.stack:
-                    work[part](bench)
-            except PartMissing as e:
-                checks += [check(name, None, f"{sign} {target}", str(e)) for name, sign, target in map(str.split, NAMES[part])]
-            seconds[part] = round(time.perf_counter() - since, 1)
+        for name in args.parts or work:
+            with part(name, NAMES[name], checks, seconds), ExitStack() as bench.stack:
+                work[name](bench)
     report("serve", started, checks, {**tables, "seconds by part": seconds}, args.quick)
 
 

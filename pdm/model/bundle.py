@@ -12,7 +12,6 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import InvalidBundle, InvalidWindow
-from .folder import MOST_BYTES, SIGNATURE, contents_digest, plain_files, read_plain
+from .folder import MOST_BYTES, SIGNATURE, contents_digest, is_sha256, plain_files, read_plain
 
 # %% ../../nbs/model/bundle.ipynb #bundf7ac7b
 class _Record(BaseModel):
@@ -252,7 +251,7 @@ def load_bundle(
         raise InvalidBundle(held, reason="extra_file")
     files = {name: read_plain(path / name, _MOST_BYTES[name]) for name in sorted(found)}
     actual = _digest(files)
-    named = path.name if re.fullmatch("[0-9a-f]{64}", path.name) else actual
+    named = path.name if is_sha256(path.name) else actual
     if actual != (digest or named):
         raise InvalidBundle(f"bundle {path.name} has the contents of {actual[:12]}…: it was changed after it was written; fetch it again",
                             reason="wrong_digest")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidConfig, InvalidInput, PartMissing, UntrustedBundle
 from .claim import Claim, fingerprint, read_claim
-from .folder import MOST_BYTES, SIGNATURE, file_hashes, plain_files, read_plain
+from .folder import MOST_BYTES, SIGNATURE, file_hashes, is_sha256, plain_files, read_plain
 
 # %% ../../nbs/model/signature.ipynb #sign6
 def sign(
@@ -131,7 +131,7 @@ def _revoked(file: Path | None) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidConfig(f"revoked_keys can't be read ({e}): an empty file revokes nothing") from e
     for number, line in enumerate(lines, 1):
-        if line and (len(line) != 64 or set(line) - set("0123456789abcdef")):
+        if line and not is_sha256(line):
             raise InvalidConfig(f"line {number} of {file} is no fingerprint: expected 64 hex digits, the SHA-256 of a public key")
     return frozenset(filter(None, lines))
 

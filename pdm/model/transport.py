@@ -9,7 +9,6 @@ __all__ = ['Folder', 'ObjectStore', 'place_of', 'fetch', 'fetch_from', 'gather',
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing, PdmError
 from .bundle import CalibrationRecord, read_record
-from .folder import MOST_BYTES, MOST_FILES, contents_digest, file_hashes, open_plain, plain_files, plain_name
+from .folder import MOST_BYTES, MOST_FILES, contents_digest, file_hashes, is_sha256, open_plain, plain_files, plain_name
 from .registries import MlflowModel, OciLayout, OciRegistry, Place, Remote
 
 # %% ../../nbs/model/transport.ipynb #tran6
@@ -91,7 +90,7 @@ def fetch(
 ) -> Path:                          # `folder/<digest>`; its calibration, where the place has one, is `folder/<digest>.calibration`
     """Bring a release. Raises `InvalidBundle` (reason `not_found`, `wrong_name`, `too_large`, `wrong_digest`, and those of the place) for one that is not
     what it should be, and `PartMissing` where the place can't be reached or there is no room. Nothing is changed then."""
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    if not is_sha256(digest):
         raise InvalidInput(f"{digest!r} is no digest: expected 64 hex digits")
     folder = Path(folder)
     if not anew and _holds(folder / digest, digest):

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..data.window import MAX_PAYLOAD
 from ..errors import PartMissing
-from ..process import lock_file, Child, find_program, free_port
+from ..process import Child, find_program, free_port, lock_file
 from .bus import Bus, parse_url
 from .kafka import Kafka
 from .mqtt import Mqtt

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InvalidConfig, PartMissing
+from ..model.folder import is_sha256
 from .comparison import Comparison
 from .journal_file import JournalDamaged, damage_told
 
@@ -43,7 +44,7 @@ def read_wanted(
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words[0]) != 64 or set(words[0]) - set("0123456789abcdef") or words[1:] not in ([], ["rollback"]):
+        if not is_sha256(words[0]) or words[1:] not in ([], ["rollback"]):
             raise InvalidConfig(f"{file}, line {n}: {line.strip()[:80]!r} is no digest (64 hexadecimal digits), or digest and `rollback`")
         found[words[0]] = Wanted(words[0], len(words) == 2)
     return tuple(found.values())
@@ -73,7 +74,7 @@ class Candidate(NamedTuple):
     reason: str      # why it is there, or what it waits for
     since_ns: int    # when it came into this state
     rollback: bool   # an older version is meant
-    artifact: dict   # what is executed in its place: path, precision, tolerance; `engine`: who does
+    artifact: dict   # what is executed in its place: path, precision, tolerance
     parity: dict     # how that compares with the bundle's own graph
     settled: bool    # promoted, and its probation is over
 
