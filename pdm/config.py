@@ -28,6 +28,7 @@ _SCHEMES = {
     "warehouse_url": ("postgresql", "bigquery", ""),
     "tracking_url": ("sqlite", "http", "https", ""),
     "pipeline_url": ("local", "http", "https"),
+    "pipeline_root": ("file", "s3", "gs", "minio", ""),
     "archive_url": ("file", "s3", "gs", ""),
     "bundle_url": ("file", "s3", "gs", "mlflow+http", "mlflow+https", "oci", "oci-layout", ""),
 }
@@ -88,6 +89,17 @@ class Settings(BaseSettings):
     shadow_minutes: float = Field(default=60, gt=0)                # or for so long, whichever comes first
     probation_minutes: float = Field(default=60, gt=0)             # after it was promoted, it is rolled back by rule
     rollout_free_mb: float = Field(default=256, ge=0)              # memory that must be left for a challenger to go on
+    pipeline_root: str = ""              # where runs keep what they make: none (`runs` in `state_dir`) | `file:folder` | `s3://…` | `gs://…` | `minio://…`
+    pipeline_token: SecretStr = SecretStr("")  # of pipeline_url
+    pipeline_namespace: str = ""         # ours, in a Kubeflow of many users
+    pipeline_image: str = "predmaint-python:0.1.0"  # in which steps run on a cluster; better with its digest
+    pipeline_cpu: str = Field(default="1", pattern=r"^\d+(\.\d+)?m?$")                  # that a step asks for
+    pipeline_memory: str = Field(default="4Gi", pattern=r"^\d+(\.\d+)?[EPTGMK]i?$")     # the same
+    pipeline_gpu: str = Field(default="", pattern=r"^([a-z0-9.-]+/[a-z0-9.-]+=\d+)?$")  # that training asks for, as in `nvidia.com/gpu=1`
+    pipeline_node_pool: str = Field(default="", pattern=r"^([^=]+=[^=]+)?$")            # `label=value` of the nodes that train, and of their taint
+    signing_key: Path | None = None      # private key (PEM) that bundles are signed with
+    signing_certificate: Path | None = None  # and its certificate, where authorities are trusted
+    dask_address: str = ""               # of Dask's scheduler, that reads large archives; without it this process does
 
     @field_validator(*_SCHEMES)
     @classmethod
@@ -124,6 +136,11 @@ class Settings(BaseSettings):
     def engines_dir(self) -> Path:
         "What is shared with the builder of engines."
         return self.engine_dir or self.state_dir / "engines"
+
+    @property
+    def runs_url(self) -> str:
+        "Where runs of the pipeline keep what they make, and where records wait for MLflow."
+        return self.pipeline_root.rstrip("/") or f"file:{(self.state_dir / 'runs').absolute()}"
 
     def sqlite(self,
         url: str,   # `sqlite:` or `sqlite:path`
