@@ -4,7 +4,11 @@
 
 # %% auto #0
 __all__ = ['PdmError', 'InvalidInput', 'InvalidGeometry', 'InvalidWindow', 'InvalidPayload', 'InvalidConfig', 'InvalidBundle',
-           'UntrustedBundle', 'NotEnoughData', 'PartMissing', 'CheckFailed']
+           'UntrustedBundle', 'NotEnoughData', 'PartMissing', 'CheckFailed', 'meant']
+
+# %% ../nbs/errors.ipynb #errm00
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 # %% ../nbs/errors.ipynb #erro9b2596
 class PdmError(Exception):
@@ -60,3 +64,12 @@ class PartMissing(PdmError):
 class CheckFailed(PdmError):
     "A check did its work and said no."
     exit_code = 3
+
+# %% ../nbs/errors.ipynb #errm02
+def meant(
+    word: str,             # what somebody wrote
+    words: Sequence[str],  # what could have been meant
+) -> str:                  # `: did you mean …?`, or nothing where none is near
+    "The end of a sentence that says that there is no such word."
+    near = get_close_matches(word, words, 1, 0.6)
+    return f": did you mean {near[0]!r}?" if near else ""

@@ -21,11 +21,11 @@ from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, mod
 
 from .capture import Axis, Drive, Sound, current_wave, tacho_wave, two_axes
 from .life import Climate, Duration, Event, Life, Moment, Spec, Thermal, Wear
-from .plant import PROCESS, VIBRATION, Asset, Fast, MachineType, SensorFault, Slow, meant
+from .plant import PROCESS, VIBRATION, Asset, Fast, MachineType, SensorFault, Slow
 from .sensing import Sensor, break_sensor
 from .synth import STRUCK, Machine, Resonance, shaft_velocity
 from .window import MAX_EPOCH, AssetPath, Window
-from ..errors import InvalidConfig
+from ..errors import InvalidConfig, meant
 from ..signal.kinematics import Bearing
 
 # %% ../../nbs/data/scenario.ipynb #scen7569a7
