@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from pdm.config import load_settings
 from pdm.data import archive as archive_module
-from pdm.data.archive import Archive, Keep, open_archive
+from pdm.data.archive import Archive, Keep, open_archive, refuse_mixed
 from pdm.data.parquet import Place, Row, parse_name, read_group, to_parquet
 from pdm.data.store import Store
 from pdm.data.window import MAX_EPOCH, AssetPath, Window
-from pdm.errors import InvalidConfig, InvalidInput, InvalidWindow, NotEnoughData, PartMissing
+from pdm.errors import InvalidConfig, InvalidInput, InvalidWindow, PartMissing
 
 PUMP, FAN = AssetPath.parse("acme/lyon/hall-2/line-1/pump-07"), AssetPath.parse("acme/lyon/hall-2/line-1/fan-01")
 DAY_NS = 86_400 * 10**9
@@ -296,7 +296,7 @@ def test_a_store_that_fails_loses_nothing_that_was_taken(tmp_path):
 def test_a_missing_driver_says_what_to_install(scheme, module):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is here")
-    with pytest.raises(PartMissing, match=r"pip install 'predmaint\[archive\]', and s3fs or gcsfs"):
+    with pytest.raises(PartMissing, match=r"for s3: and gs: 'predmaint\[stores\]'"):
         Archive(f"{scheme}://bucket/x")
 
 
@@ -387,37 +387,14 @@ def test_the_settings_are_the_policy(tmp_path):
         load_settings(archive_retention_days=0)
 
 
-# --- for training ---
-
-def test_a_training_set_has_what_was_stored(url):
-    with Archive(url, Keep(rows_per_file=50)) as archive:
-        for seq in range(400):
-            archive.add(PUMP, window(seq, 32, conditions={"speed_rpm": 1000.0 + seq} if seq % 2 else {"load_n": 5.0}, rate_hz=25600.0 + seq % 3))
-    t = archive.training(PUMP)
-    assert t.samples.shape == (400, 2, 32) and t.samples.dtype == np.float32 and t.samples.flags.c_contiguous
-    assert all(np.array_equal(t.samples[seq], window(seq, 32).samples) for seq in range(400))
-    assert t.condition_names == ("load_n", "speed_rpm") and t.conditions.shape == (400, 2)
-    assert np.array_equal(np.isnan(t.conditions[:, 0]), np.arange(400) % 2 == 1) and t.conditions[7, 1] == 1007
-    assert (t.rate_hz, t.channels, t.units, set(t.assets)) == (25601.0, ("h", "v"), ("g", "g"), {PUMP})
-    assert t.t_ns.tolist() == [w.t_ns for _, w in archive.read()]
-    no_conditions = Archive(url + "-none")
-    no_conditions.add(PUMP, window(0, conditions={}))
-    no_conditions.flush()
-    assert no_conditions.training().conditions.shape == (1, 0)
-
+# --- what fits together ---
 
 @pytest.mark.parametrize("change, what", [({"rate_hz": 12800.0}, "rates"), ({"length": 8}, "lengths"), ({"units": ("g", "mm/s")}, "units"),
                                           ({"channels": ("h", "a")}, "channels")])
 def test_windows_that_do_not_fit_together_are_refused_and_named(change, what):
-    with Archive(f"memory:{uuid.uuid4()}") as archive:
-        archive.add(PUMP, window(0))
-        archive.add(FAN, window(1, **change))
     with pytest.raises(InvalidInput, match=f"different {what} .*pump-07.*, seq 0.*fan-01.*, seq 1") as e:
-        archive.training()
+        refuse_mixed((PUMP, window(0)), (FAN, window(1, **change)))
     assert e.value.reason == "mixed"
-    assert len(archive.training(FAN).samples) == 1
-    with pytest.raises(NotEnoughData, match="no window of acme/lyon/hall-2/line-1/pump-07, stream any, why alarm"):
-        archive.training(PUMP, why="alarm")
 
 
 def test_memory_does_not_grow_with_the_number_of_windows(tmp_path):

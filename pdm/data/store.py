@@ -40,8 +40,8 @@ class Store:
             with self._reaching():
                 self._fs = fsspec.filesystem(scheme, **({"use_listings_cache": False} if scheme in ("s3", "gs") else {}))
         except ImportError as e:
-            raise PartMissing(f"the archive {url} needs a library that is not here ({e}): pip install 'predmaint[archive]', and s3fs or gcsfs for "
-                              "s3: or gs:") from e
+            raise PartMissing(f"the archive {url} needs a library that is not here ({e}): pip install 'predmaint[archive]' (for "
+                              "s3: and gs: 'predmaint[stores]')") from e
         self._local = scheme == "file"
         self._root = str(Path(rest).absolute()) if self._local else "/" + rest.strip("/") if scheme == "memory" else rest.strip("/")
 
