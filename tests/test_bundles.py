@@ -521,13 +521,6 @@ def locked_registry(tmp_path_factory):
     server.close()
 
 
-@pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory):
-    server = servers.Mlflow(tmp_path_factory.mktemp("mlflow"))
-    yield server
-    server.close()
-
-
 @pytest.fixture(params=["file", "memory", "oci-layout", "oci", "mlflow"])
 def place(request, tmp_path):
     "A URL to publish at."
@@ -718,8 +711,7 @@ def test_the_command_line_signs_verifies_shows_and_compares_with_exit_codes(copy
 
 
 def test_records_of_another_bundle_do_not_pass_for_this_ones(good, tmp_path):
-    from pdm.bundle_cli import records_of
-    from pdm.model.bundle import CalibrationRecord
+    from pdm.model.bundle import CalibrationRecord, records_of
 
     bundle = load_bundle(shutil.copytree(good.path, tmp_path / good.digest))
     records = tmp_path / f"{good.digest}.calibration"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTICE_DB', 'Condition', 'Contract', 'Scored', 'Model', 'condition_row', 'graph_inputs', 'Bundle', 'write_bundle',
-           'load_bundle', 'CalibrationRecord', 'read_record']
+           'load_bundle', 'CalibrationRecord', 'read_record', 'records_of']
 
 # %% ../../nbs/model/bundle.ipynb #bund3efd34
 import hashlib
@@ -313,3 +313,16 @@ def read_record(
     if len(data) > _MOST_RECORD:
         raise InvalidBundle(f"{path} is larger than {_MOST_RECORD / 2**20:g} MB: it is no {kind.__name__}", reason="too_large")
     return _validated(kind, data, str(path))
+
+
+def records_of(
+    bundle: Bundle,
+) -> list[CalibrationRecord]:  # in the order of their files
+    "The calibration records that are released with a bundle. Raises `InvalidBundle` for one that can't be read, or is another bundle's."
+    folder = bundle.path.with_name(f"{bundle.path.name}.calibration")
+    files = [folder / name for name in plain_files(folder) if name != SIGNATURE] if folder.is_dir() else []
+    records: list[CalibrationRecord] = [read_record(file) for file in files]
+    for file, record in zip(files, records, strict=True):
+        if record.model != bundle.digest:
+            raise InvalidBundle(f"{file.name} is calibrated for bundle {record.model[:12]}…, not for {bundle.digest[:12]}…", reason="wrong_digest")
+    return records

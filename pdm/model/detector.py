@@ -369,13 +369,15 @@ class Detector:
 
     @classmethod
     def load(cls,
-        folder: str | Path,        # that `save` or `export` wrote to
+        folder: str | Path,        # that `save` or `export` wrote to; or the folder of a bundle with its calibration beside it, as it was released
         asset: str | None = None,  # whose calibration; default: the type's, or the only one there is
     ) -> "Detector":
         "A detector from its bundle, computed by ONNX Runtime. Raises `InvalidBundle` where there is none, or not a whole one."
         folder = Path(folder)
-        files = sorted(folder.glob("*calibration.json"))
-        chosen = [folder / _record_name(asset)]
+        released = folder.with_name(f"{folder.name}.calibration")
+        records, bundles = (released, folder.parent) if released.is_dir() else (folder, folder)
+        files = sorted(records.glob("*calibration.json"))
+        chosen = [records / _record_name(asset)]
         if asset is None and chosen[0] not in files:
             chosen = files
         if len(chosen) != 1:
@@ -385,7 +387,7 @@ class Detector:
         record: CalibrationRecord = read_record(chosen[0])
         others: list[CalibrationRecord] = [read_record(file) for file in files]
         others = [r for r in others if r.model == record.model]
-        bundle = load_bundle(folder / record.model, record.model)
+        bundle = load_bundle(bundles / record.model, record.model)
         onnx, report = bundle.onnx.read_bytes(), folder / "report.json"
         return cls(bundle.contract, record, _onnx_run(onnx), onnx, json.loads(report.read_text()) if report.exists() else None, others, bundle.examples())
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPAN_DB', 'MOST_SHIFT_DB', 'LEAST_AGREEMENT', 'REFUTED', 'RUNGS', 'LEAST_TOLERANCE', 'score_db', 'straddling',
-           'Parity', 'compare', 'Chosen', 'choose']
+           'Parity', 'compare', 'Chosen', 'choose', 'rehearse']
 
 # %% ../../nbs/serve/parity.ipynb #pari0003c9
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from scipy.special import betainc
 from ..errors import NotEnoughData, PdmError
 from ..model.bundle import Bundle, CalibrationRecord, Model, Scored
 from ..model.calibrate import exceedance_limit
-from .engine import OUTPUTS, Artifact, InProcessModel, canary_windows
+from .engine import OUTPUTS, Artifact, InProcess, InProcessModel, canary_windows
+from .precision import graph_of
 
 # %% ../../nbs/serve/parity.ipynb #pari0007c9
 SPAN_DB = 6.0  # from the thresholds to the weakest and to the strongest fault, dB of the score
@@ -191,3 +193,21 @@ def choose(
             return Chosen(replace(artifact, tolerance=max(LEAST_TOLERANCE, 2 * parity.canary)), rung, parity, tuple(reasons))
         reasons.append(f"{rung}: {parity.reason}")
     return Chosen(None, "fp32", None, tuple(reasons))
+
+# %% ../../nbs/serve/parity.ipynb #parir02
+def rehearse(
+    bundle: Bundle,
+    records: Sequence[CalibrationRecord],  # of the assets that it is to score
+    folder: str | Path,                    # for the reduced graphs
+    precision: Literal["int8", "fp16"] = "int8",  # the first rung
+) -> Chosen:
+    "Climb the ladder with graphs of reduced precision, executed by ONNX Runtime in this process."
+    def build(rung: str) -> Artifact | None:
+        if rung == "fp32":
+            return None
+        file = Path(folder) / f"{rung}.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(graph_of(bundle, rung))  # type: ignore[arg-type]
+        return Artifact(file, rung)               # type: ignore[arg-type]
+
+    return choose(bundle, records, precision, build, lambda artifact: InProcess().load(bundle, artifact))
