@@ -71,6 +71,16 @@ def tiny_bundle(make_bundle):
     return make_bundle()
 
 
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    "A tracking server: slow to start, and shared by all that name their models apart."
+    import servers
+
+    server = servers.Mlflow(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

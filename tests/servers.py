@@ -146,7 +146,8 @@ class Mlflow:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.child = Child([sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination",
-                            folder / "artifacts", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"], folder / "mlflow.log")
+                            folder / "artifacts", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"], folder / "mlflow.log",
+                           {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})  # its job runners are four processes more
         self.child.wait_ready(lambda: answers(f"http://127.0.0.1:{self.port}/health"), timeout_s=120)
 
     @property

@@ -10,7 +10,6 @@ __all__ = ['KINDS', 'MOST', 'Standardised', 'Training', 'data_digest', 'watched'
 import copy
 import hashlib
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -31,6 +30,7 @@ from .front import Residual, front_for
 from .graph import WindowGraph, one_thread
 from .level import Level, level_bands
 from .networks import ConvAutoencoder, LstmAutoencoder, ResidualScorer
+from .registries import experiment_id, mlflow_library
 
 # %% ../../nbs/model/train.ipynb #trai2a81a0
 @dataclass(frozen=True, eq=False)
@@ -336,16 +336,13 @@ def log_run(
     metrics: dict[str, float] | None = None,
 ) -> str:                                  # id of the run
     "Log a fitted detector to MLflow: settings, data digest, metrics, curves, plots and the ONNX graph."
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow = mlflow_library()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import mlflow
         import mlflow.onnx
         import onnx
         import onnxruntime
 
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # once imported: mlflow sets its own level then
         contract, record, report = detector.contract, detector.calibration, detector.report
         settings = dict(report.get("training", {}))
         curves = settings.pop("curves", {})
@@ -353,13 +350,7 @@ def log_run(
         mlflow.set_tracking_uri(tracking_url)
         try:
             client = mlflow.MlflowClient()
-            if client.get_experiment_by_name(experiment) is None:
-                place = None
-                if tracking_url.startswith("sqlite:///"):
-                    place = (Path(tracking_url.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-                client.create_experiment(experiment, artifact_location=place)
-            mlflow.set_experiment(experiment)
-            with mlflow.start_run(run_name=run_name or f"{contract.name}-{contract.kind}") as run:
+            with mlflow.start_run(experiment_id=experiment_id(client, experiment), run_name=run_name or f"{contract.name}-{contract.kind}") as run:
                 mlflow.log_params({
                     "kind": contract.kind, "channels": ",".join(contract.channels), "rate_hz": contract.rate_hz,
                     "samples": contract.samples, "hop_s": record.hop_s,

@@ -50,7 +50,7 @@ class ObjectStore:
             import fsspec
             self._fs = fsspec.filesystem(scheme, **({} if scheme == "memory" else {"use_listings_cache": False}))
         except ImportError as e:
-            raise PartMissing(f"{url} needs a library that is not here ({e}): pip install 'predmaint[archive]', and s3fs or gcsfs") from e
+            raise PartMissing(f"{url} needs a library that is not here ({e}): pip install 'predmaint[stores]'") from e
 
     def files(self, digest: str) -> dict[str, Remote]:
         files = {}
