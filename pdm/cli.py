@@ -24,7 +24,9 @@ from .cli_output import Json, progress, tell
 from .config import load_settings
 from .engine_cli import engine
 from .errors import InvalidInput, PartMissing, PdmError
+from .loop_cli import OPEN, retrain, step
 from .process import SignalEvent, find_program
+from .promote_cli import promote
 from .rollout_cli import triton
 
 # %% ../nbs/cli.ipynb #cli9fc2ea
@@ -262,6 +264,9 @@ app.add_typer(alarms, name="alarms")
 app.add_typer(triton, name="triton")
 app.add_typer(bundle, name="bundle")
 app.add_typer(engine, name="engine")
+app.command(context_settings=OPEN)(step)
+app.command()(retrain)
+app.command()(promote)
 
 
 @sinks.callback()

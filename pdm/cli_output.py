@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 # %% ../nbs/cli_output.ipynb #clio5c
 Json = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
@@ -41,7 +41,7 @@ def tell(
     if as_json:
         typer.echo(json.dumps(answer, indent=2, default=str))
         return
-    table = Table("", "", title=title or None, show_header=False, box=None, title_justify="left")
+    table = Table("", Column(overflow="fold"), title=title or None, show_header=False, box=None, title_justify="left")
     for key, value in answer.items():
         lines = [f"{k}: {words(v)}" for k, v in value.items()] if isinstance(value, dict) else [words(value)]
         for i, line in enumerate(lines or ["none"]):
