@@ -1,14 +1,20 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env demo test check lab docs readme bench soak export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo test check lab docs readme bench soak image image-test export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
 # A CPU build of torch where the default index would bring CUDA: make demo TORCH_INDEX_URL=<PyTorch's index of CPU wheels>
 TORCH_INDEX_URL ?=
 BIN := .venv/bin
-PARTS ?=
+# Benchmarks beside each other: figures are only good one at a time
+BENCH_JOBS ?= 1
+# The image of the pipeline's steps. BASE has its digest; IMAGE_FLAGS go to podman, such as --secret id=pip,src=…
+IMAGE ?= predmaint-python:0.1.0
+BASE ?=
+VARIANT ?= cpu
+IMAGE_FLAGS ?=
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -39,9 +45,17 @@ need:  # what must be on the machine, each with the command that brings it
 	"from duckdb_extensions import import_extension as i; [i(e) for e in ('icu', 'ducklake', 'spatial')]" && touch $@; } \
 	|| { rm -rf .venv-bigquery; echo "the BigQuery emulator can't be made here, and its tests skip"; }
 
+# What checks the platform's manifests and Terraform, beside libraries that would not agree with ours. Only tests use it, and they skip without it.
+.venv-platform/ready: tools/kubectl.py
+	@echo "setting up .venv-platform (once)"; { $(PYTHON) -m venv .venv-platform && .venv-platform/bin/pip install -q uv && .venv-platform/bin/uv pip install -q \
+	--python .venv-platform/bin/python checkov==3.3.30 kubernetes-validate==1.37.0 tfparse==0.6.22 pygohcl==1.2.9 \
+	&& { command -v kubectl >/dev/null || .venv-platform/bin/python tools/kubectl.py .venv-platform/bin/kubectl; } && touch $@; } \
+	|| { rm -rf .venv-platform; echo "the checks of the platform can't be made here, and their tests skip"; }
+
 setup: .venv/ready .venv-triton/ready  ## make both environments
 triton-env: .venv-triton/ready
 bigquery-env: .venv-bigquery/ready  ## the emulator that the tests of the BigQuery sink need
+platform-env: .venv-platform/ready  ## what the tests of the platform's manifests and Terraform need
 
 demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.html
 	@$(BIN)/predmaint demo
@@ -54,7 +68,7 @@ check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py
 
 lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=nbs
+	$(BIN)/jupyter lab
 
 docs: setup  ## the site, in _docs
 	$(BIN)/python tools/docs.py
@@ -66,13 +80,21 @@ readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[bench]' && touch $@
 
 bench: setup .venv/bench  ## all benchmarks, full size; results in benchmarks/results
-	for b in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/[a-z]*.py)); do $(BIN)/python $$b $(BENCH_FLAGS) || exit 1; done
+	printf '%s\n' $(filter-out benchmarks/soak.py,$(wildcard benchmarks/[a-z]*.py)) | xargs -P $(BENCH_JOBS) -I{} $(BIN)/python {} $(BENCH_FLAGS)
 
 soak: setup  ## 100,000 windows through 200 kills, and their tally
 	$(BIN)/python benchmarks/soak.py $(BENCH_FLAGS)
+
+image:  ## the image of the pipeline's steps: make image BASE=NAME@sha256:DIGEST [VARIANT=cuda]
+	@test -n "$(BASE)" || { echo "BASE is missing: make image BASE=<a Python 3.11 image>@sha256:<digest>"; exit 2; }
+	podman build -f pipelines/platform/images/Containerfile -t $(IMAGE) --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) \
+	--build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) --build-arg VERSION=$(lastword $(subst :, ,$(IMAGE))) --build-arg REVISION=$$(git rev-parse HEAD) $(IMAGE_FLAGS) .
+
+image-test: setup  ## build that image on a base made here, and run a step in it (minutes; needs podman and mmdebstrap)
+	PREDMAINT_IMAGE_TEST=1 $(BIN)/python -m pytest -s tests/test_image.py
 
 export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 clean:  ## remove what was built, and both environments
-	rm -rf build _docs _proc .venv .venv-triton .venv-bigquery predmaint-state *.egg-info
+	rm -rf build _docs _proc .venv .venv-triton .venv-bigquery .venv-platform predmaint-state *.egg-info

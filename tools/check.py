@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from docs import ROOT, readme, unlisted
@@ -11,8 +12,9 @@ BIN = Path(sys.executable).parent
 
 
 def run(*command: str, cwd: Path = ROOT) -> bool:
-    print("-", " ".join(command), flush=True)
-    return subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd).returncode == 0
+    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print("-", " ".join(command), f"\n{done.stdout.rstrip()}", flush=True)
+    return done.returncode == 0
 
 
 def generated() -> bool:
@@ -56,5 +58,6 @@ def fresh() -> bool:
 
 
 if __name__ == "__main__":
-    checks = [generated(), parameters(), fresh(), run("ruff", "check", "."), run("mypy")]
-    sys.exit(0 if all(checks) else 3)
+    with ThreadPoolExecutor() as pool:
+        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (fresh,))]
+    sys.exit(0 if all(check.result() for check in checks) else 3)
