@@ -65,6 +65,8 @@ class SignalEvent(threading.Event):
 
 # %% ../nbs/process.ipynb #proc395664
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+# gRPC's handlers of fork wait for its threads, now and then for ever; who forks only to execute another program needs none of them
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 def _die_with_parent() -> None:
