@@ -68,7 +68,7 @@ def test_the_image_says_what_it_is_and_holds_nothing_of_its_making(image):
     assert image["Config"]["User"] == "65532:65532" and not image["Config"].get("Entrypoint") and "python" in image["RepoTags"][0]
     told = done("podman", "history", "--no-trunc", "--format", "{{.CreatedBy}}", IMAGE) + json.dumps(image["Config"]["Env"])
     assert "PIP_" not in told and "UV_" not in told and "/mnt" not in told
-    left = done("podman", "run", "--rm", *_HELD, IMAGE, "sh", "-c", "command -v gcc cc pip uv || true; ls -d /root/.cache /build /opt/build /mnt/* 2>/dev/null || true")
+    left = done("podman", "run", "--rm", *_HELD, IMAGE, "sh", "-c", "command -v gcc cc pip uv || true; ls -d /cache /build /opt/build /mnt/* 2>/dev/null || true")
     assert left == ""
     print(f"\n{IMAGE}: {image['Size'] / 1e9:.2f} GB")
 
@@ -97,8 +97,8 @@ def test_a_component_of_kubeflow_runs_in_the_image(image, tmp_path):
     compiler.Compiler().compile(double, str(tmp_path / "double.yaml"))
     executor = next(iter(next(yaml.safe_load_all((tmp_path / "double.yaml").read_text()))["deploymentSpec"]["executors"].values()))["container"]
     given = {"inputs": {"parameterValues": {"n": 21}},
-             "outputs": {"parameters": {"Output": {"outputFile": "/tmp/kfp/outputs/Output"}}, "outputFile": "/tmp/kfp/outputs.json"}}
+             "outputs": {"parameters": {"Output": {"outputFile": "kfp/outputs/Output"}}, "outputFile": "kfp/outputs.json"}}
     args = [json.dumps(given) if arg == "{{$}}" else arg for arg in executor["args"]]
     command = [*executor["command"], *args]
-    told = done("podman", "run", "--rm", *_HELD, IMAGE, "sh", "-c", '"$@" >&2 && cat /tmp/kfp/outputs.json', "sh", *command)
+    told = done("podman", "run", "--rm", *_HELD, IMAGE, "sh", "-c", '"$@" >&2 && cat kfp/outputs.json', "sh", *command)
     assert json.loads(told)["parameterValues"] == {"Output": 42}
