@@ -30,6 +30,7 @@ _SCHEMES = {
     "pipeline_url": ("local", "http", "https"),
     "pipeline_root": ("file", "s3", "gs", "minio", ""),
     "archive_url": ("file", "s3", "gs", ""),
+    "release_url": ("file", "github", ""),
     "bundle_url": ("file", "s3", "gs", "mlflow+http", "mlflow+https", "oci", "oci-layout", ""),
 }
 
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     archive_max_gb: float = Field(default=50, gt=0)                 # all of it; the oldest healthy days go first
     archive_max_mb_per_day: float = Field(default=500, gt=0)        # of one asset; healthy windows may take half
     archive_rows_per_file: int = Field(default=512, ge=1)           # most windows in a file
+    archive_pause_s: float = Field(default=60, gt=0)                # windows wait so long for others, so that files are large
     state_dir: Path = Path("predmaint-state")   # journal, stores and cursors of this machine (PREDMAINT_DATA_DIR is another thing: data sets)
     cache_dir: Path = Field(default_factory=lambda: user_cache_path("predmaint"))  # data sets
     journal_keep_days: float = Field(default=30, gt=0)             # verdicts that every sink has are kept so long
@@ -99,7 +101,15 @@ class Settings(BaseSettings):
     pipeline_node_pool: str = Field(default="", pattern=r"^([^=]+=[^=]+)?$")            # `label=value` of the nodes that train, and of their taint
     signing_key: Path | None = None      # private key (PEM) that bundles are signed with
     signing_certificate: Path | None = None  # and its certificate, where authorities are trusted
+    release_url: str = ""                # who is told of a model that has passed its gates: nobody | `github://owner/repository` | `file:path` of a file of desired digests (`{ring}` in it: one a ring); `file:` is this node's
+    release_token: SecretStr = SecretStr("")   # of release_url: may write to the repository's contents; better in the environment than in a file
+    release_token_file: Path | None = None     # the same in a file of its own, such as a mounted secret
+    release_api: str = "https://api.github.com"  # where that GitHub answers
+    rings: dict[str, tuple[str, ...]] = {}     # sites (`enterprise/site`) in the order in which they get a model, the canary first; without them this node alone
     dask_address: str = ""               # of Dask's scheduler, that reads large archives; without it this process does
+    policy: Path | None = None           # YAML: when the loop acts by itself; without it as is shipped (`pdm.loop.policy`)
+    loop_every: float = Field(default=4, gt=0)                     # hours from one evaluation of the loop to the next
+    loop_metrics_port: int = Field(default=9467, ge=0, lt=65536)   # Prometheus endpoint of the loop
 
     @field_validator(*_SCHEMES)
     @classmethod
@@ -126,6 +136,11 @@ class Settings(BaseSettings):
     def rollout_file(self) -> Path:
         "What became of them (`pdm.stream.rollout`)."
         return self.state_dir / "rollout.db"
+
+    @property
+    def logbook_file(self) -> Path:
+        "What the loop has seen, decided and held back (`pdm.loop.logbook`)."
+        return self.state_dir / "loop.db"
 
     @property
     def bundles_dir(self) -> Path:
