@@ -17,6 +17,7 @@ from pdm.data import femto, fetch, mfpt
 from pdm.data.archive import Archive
 from pdm.data.parts import SHARES, _Comb, take
 from pdm.data.sources import read_asset, survey
+from pdm.data.spans import Span
 from pdm.data.training import gather, load_training, shards
 from pdm.data.window import AssetPath, Window
 from pdm.errors import InvalidConfig, InvalidInput, NotEnoughData, PartMissing
@@ -279,6 +280,13 @@ def test_every_asset_is_in_one_shard_of_its_level(url, per, names):
     assert sorted(a for s in found for a in s.assets) == sorted(SITES)
 
 
+def test_of_some_assets_alone_shards_are_made(url):
+    (only,) = shards(filled(url, SITES, windows=1), assets=[SITES[1], "acme/lyon/hall-9/line/fan"])
+    assert only.assets == (SITES[1],)
+    with pytest.raises(NotEnoughData, match="holds nothing of acme/lyon/hall-9"):
+        shards(url, assets=["acme/lyon/hall-9/line/fan"])
+
+
 @given(st.integers(1, 60), st.integers(1, 70))
 def test_a_large_group_is_dealt_out_evenly(assets, most):
     found = shards(f"scenario:seasons?copies={assets}", most_assets=most, stream="vibration")  # two assets, so many of each
@@ -430,3 +438,37 @@ def test_a_plant_of_a_hundred_machines_is_a_hundred_of_one_kind():
 def test_an_archive_in_a_bucket_gives_what_one_in_a_folder_gives(url):
     bucket = f"{os.environ['PREDMAINT_TEST_S3_URL']}/{uuid.uuid4()}"
     assert gather(filled(bucket, SITES[:2])).digest == gather(filled(url, SITES[:2])).digest
+
+
+# --- what became of the past ---
+
+
+def test_no_window_of_a_held_span_is_learnt_and_doubted_ones_of_a_sound_span_are(url):
+    first, second = SITES[:2]
+    filled(url, [first, second])
+    filled(url, [first, second], 100, "alarm", first=200)
+    filled(url, [first], 100, "sensor_fault", first=300)
+
+    def at(k: int) -> int:
+        return START_NS + k * HOUR_NS
+
+    held, sound, again = Span(second, at(50), at(120), "held"), Span(first, at(200), None, "sound"), Span(first, at(290), None, "held")
+    spans = [str(s) for s in (held, sound, again)]
+    (shard,), (before,) = shards(url, spans=spans), shards(url)
+    assert shard.digest != before.digest and shard.assets == before.assets
+    data = gather(url, shard, spans=spans)
+    learnt = {a: {round((t - START_NS) / HOUR_NS) for w in data.parts.values() for t in w[a].t_ns.tolist()} for a in (first, second)}
+    gaps = 8  # windows that the split leaves out between its parts
+    assert learnt[first] <= set(range(290)) and len(learnt[first] & set(range(200, 290))) > 90 - gaps
+    assert learnt[second] <= {*range(50), *range(120, 200)} and len(learnt[second]) > 130 - gaps
+    with pytest.raises(InvalidInput, match="no longer holds"):
+        gather(url, shard, source_digest=shard.digest)
+
+
+def test_an_asset_that_has_nothing_but_doubted_windows_is_there_once_they_are_sound(url):
+    filled(url, SITES[:1])
+    filled(url, SITES[1:2], why="low_p")
+    assert list(survey(url).held) == SITES[:1]
+    sound = Span(SITES[1], START_NS, None, "sound")
+    assert list(survey(url, spans=[sound]).held) == sorted(SITES[:2])
+    assert gather(url, spans=[str(sound)]).assets == tuple(sorted(SITES[:2]))

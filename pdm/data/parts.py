@@ -14,6 +14,7 @@ import numpy as np
 
 from .archive import refuse_mixed
 from .sources import Labelled, read_asset
+from .spans import Span
 from .split import by_clock, refuse_leak
 from .window import AssetPath, Window
 from ..errors import InvalidInput, NotEnoughData
@@ -77,10 +78,11 @@ def take(
     until_ns: int | None = None,
     most: int = 1000,             # healthy windows, and windows of each fault
     seed: int = 0,
+    spans: Sequence[Span] = (),   # which of its past is held, or sound
 ) -> Taken:
     "Read one asset of a source. Raises `InvalidInput` for windows that don't fit together, or are shorter than `length`."
     path, combs, first = AssetPath.parse(asset), {"none": _Comb(most, seed)}, None
-    for item in read_asset(source, asset, stream, length, since_ns, until_ns):
+    for item in read_asset(source, asset, stream, length, since_ns, until_ns, spans):
         item = _cut(item, asset, length)
         first = first or item.window
         refuse_mixed((path, first), (path, item.window))

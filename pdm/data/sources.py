@@ -8,13 +8,14 @@ __all__ = ['Survey', 'Labelled', 'survey', 'read_asset']
 # %% ../../nbs/data/sources.ipynb #sour6390ea
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
 
 from .parquet import HEALTHY
+from .spans import Span, which
 from .split import by_time
 from .store import Store
 from .window import AssetPath, Window
@@ -72,13 +73,13 @@ _RECORD_LENGTH = 2048               # samples in a window, where nothing else is
 _MFPT_PARTS = {"baseline_2": "calibrate", "baseline_3": "test"}
 
 
-def _mfpt_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None) -> Survey:
+def _mfpt_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Survey:
     from pdm.data.mfpt import CITATION, LICENCE, SOURCES
     _no_clock(source, since_ns, until_ns)
     return Survey("MFPT bearing records", CITATION, LICENCE, _chosen(source, stream, ["vibration"]), {_NICE: SOURCES[0].sha256})
 
 
-def _mfpt_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None) -> Iterator[Labelled]:
+def _mfpt_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Iterator[Labelled]:
     from pdm.data.mfpt import COMMON_RATE_HZ, load
     length = length or _RECORD_LENGTH
     for k, r in enumerate(load(rate_hz=COMMON_RATE_HZ)):
@@ -86,8 +87,8 @@ def _mfpt_read(source: str, asset: str, stream: str, length: int | None, since_n
         parts = {_MFPT_PARTS.get(r.name, ""): np.arange(len(x))}
         if r.name == "baseline_1":
             parts = by_time(len(x), {"train": 0.9, "validate": 0.1}, gap=1, length=length, hop=length)
-        for part, which in parts.items():
-            for i in which.tolist():
+        for part, places in parts.items():
+            for i in places.tolist():
                 t0_ns = k * _APART_NS + round(i * length / r.rate_hz * 1e9)
                 yield Labelled(Window(stream, k, i, 0, t0_ns, r.rate_hz, r.channels, r.units, x[i]), r.fault, part)
 
@@ -98,14 +99,14 @@ def _femto_runs() -> dict[str, str]:
     return {f"femto/pronostia/rig/condition_{name[7]}/{name}": name for name in LEARNING}
 
 
-def _femto_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None) -> Survey:
+def _femto_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Survey:
     from pdm.data.femto import CITATION, LICENCE, SOURCES
     _no_clock(source, since_ns, until_ns)
     held = {asset: _sha256(SOURCES[0].sha256, name) for asset, name in _femto_runs().items()}
     return Survey("FEMTO bearings, run to failure", CITATION, LICENCE, _chosen(source, stream, ["vibration"]), held)
 
 
-def _femto_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None) -> Iterator[Labelled]:
+def _femto_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Iterator[Labelled]:
     from pdm.data.femto import load
     run, = load([_femto_runs()[asset]])
     causes = {name: value for name, value in {"speed_rpm": run.rpm, "load_n": run.load_n}.items() if value is not None}
@@ -145,7 +146,7 @@ def _plant(source: str) -> tuple["Scenario", float]:
     return plant.with_looks(int(asked["windows"])) if "windows" in asked else plant, asked.get("severity", _SEVERITY)
 
 
-def _plant_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None) -> Survey:
+def _plant_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Survey:
     plant, severity = _plant(source)
     declared = _sha256(plant.model_dump_json(), str(severity))
     streams = [name for name in ("vibration", "process") if getattr(plant, name) is not None]
@@ -153,7 +154,7 @@ def _plant_survey(source: str, assets: Sequence[str] | None, stream: str | None,
     return Survey(f"generated: {plant.about}", "", "", _chosen(source, stream, streams), held)
 
 
-def _plant_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None) -> Iterator[Labelled]:
+def _plant_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Iterator[Labelled]:
     plant, severity = _plant(source)
     for _, window, truth in plant.stream([asset.rpartition("/")[2]]):
         if window.stream == stream and _within(window, since_ns, until_ns):
@@ -167,11 +168,15 @@ def _within(window: Window, since_ns: int | None, until_ns: int | None) -> bool:
     return (since_ns is None or window.t0_ns >= since_ns) and (until_ns is None or window.t0_ns < until_ns)
 
 # %% ../../nbs/data/sources.ipynb #sour76d23c
-def _archive_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None) -> Survey:
+_DOUBTED = ("alarm", "low_p")  # what the edge kept a window for, and may be wrong about
+
+
+def _archive_survey(source: str, assets: Sequence[str] | None, stream: str | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Survey:
     store = Store(source)
     paths = [None] if assets is None else [AssetPath.parse(a) for a in assets]
     files = [f for path in paths for f in store.files(path, since_ns=since_ns, until_ns=until_ns)]
-    healthy = [f for f in files if f.place.kind == HEALTHY]
+    healthy = [f for f in files if f.place.kind == HEALTHY or any(s.what == "sound" and s.asset == str(f.place.path) and f.last_ns >= s.since_ns
+                                                                  and (s.until_ns is None or f.first_ns < s.until_ns) for s in spans)]
     if not healthy:
         raise NotEnoughData(f"the archive {source} holds no healthy window in that time: check the address and the "
                             "times, or wait until the edge has kept some (archive_healthy_share)", reason="empty")
@@ -183,17 +188,18 @@ def _archive_survey(source: str, assets: Sequence[str] | None, stream: str | Non
     return Survey(f"archive {source}", "", "", stream, {asset: _sha256(*sorted(names)) for asset, names in held.items()}, 1000 + max(f.last_ns for f in files))
 
 
-def _archive_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None) -> Iterator[Labelled]:
+def _archive_read(source: str, asset: str, stream: str, length: int | None, since_ns: int | None, until_ns: int | None, spans: Sequence[Span]) -> Iterator[Labelled]:
     from pdm.data.synth import SHAKEN, STRUCK
     store = Store(source)
     for _, (window, why) in store.merged(lambda: store.files(AssetPath.parse(asset), stream, since_ns, until_ns)):
-        fault = "none" if why == HEALTHY else why if why in (*STRUCK, *SHAKEN, "unknown") else None
+        sound = why in _DOUBTED and which(spans, asset, window.t_ns, window.t0_ns) == "sound"
+        fault = "none" if why == HEALTHY or sound else why if why in (*STRUCK, *SHAKEN, "unknown") else None
         if fault and _within(window, since_ns, until_ns) and np.isfinite(window.samples).all():
             yield Labelled(window, fault)
 
 # %% ../../nbs/data/sources.ipynb #soure41ad8
-_Survey = Callable[[str, Sequence[str] | None, str | None, int | None, int | None], Survey]
-_Read = Callable[[str, str, str, int | None, int | None, int | None], Iterator[Labelled]]
+_Survey = Callable[[str, Sequence[str] | None, str | None, int | None, int | None, Sequence[Span]], Survey]
+_Read = Callable[[str, str, str, int | None, int | None, int | None, Sequence[Span]], Iterator[Labelled]]
 _KINDS: dict[str, tuple[str, _Survey, _Read]] = {  # scheme -> how it is written, and its two answers
     "mfpt": ("mfpt:", _mfpt_survey, _mfpt_read),
     "femto": ("femto:", _femto_survey, _femto_read),
@@ -218,18 +224,20 @@ def survey(
     stream: str | None = None,           # needed where there are several
     since_ns: int | None = None,         # windows that start at or after this, ns since 1970
     until_ns: int | None = None,         # windows that start before this
+    spans: Sequence[Span] = (),          # which of its past is held, or sound; an asset's mark is another with others
 ) -> Survey:
     "What a source holds. Raises `InvalidConfig` for one that is not known, `InvalidInput` for an asset or a stream that is not there, `NotEnoughData` where there is nothing."
     look = _kind(source)[1]
     try:
-        found = look(source, assets, stream, since_ns, until_ns)
+        found = look(source, assets, stream, since_ns, until_ns, spans)
     except NotEnoughData:  # there may be others
-        found = look(source, None, stream, since_ns, until_ns)
+        found = look(source, None, stream, since_ns, until_ns, spans)
     if missing := [a for a in assets or () if a not in found.held]:
-        found = look(source, None, stream, since_ns, until_ns)
+        found = look(source, None, stream, since_ns, until_ns, spans)
         raise InvalidInput(f"{source} holds nothing of {missing[0]}{meant(missing[0], list(found.held))}; it holds "
                            f"{', '.join(list(found.held)[:12])}{', …' if len(found.held) > 12 else ''}")
-    return found
+    told = {asset: sorted(str(s) for s in spans if s.asset == asset) for asset in found.held}
+    return replace(found, held={asset: _sha256(mark, *told[asset]) if told[asset] else mark for asset, mark in found.held.items()})
 
 
 def read_asset(
@@ -239,6 +247,9 @@ def read_asset(
     length: int | None = None,    # samples in a window, where the source has long records to cut: `mfpt:`
     since_ns: int | None = None,
     until_ns: int | None = None,
+    spans: Sequence[Span] = (),
 ) -> Iterator[Labelled]:
-    "The windows of one asset that are known to be healthy or faulty, in time order, one at a time."
-    return _kind(source)[2](source, asset, stream, length, since_ns, until_ns)
+    "The windows of one asset that are known to be healthy or faulty, in time order, one at a time; of what is held, none that would count as healthy."
+    for item in _kind(source)[2](source, asset, stream, length, since_ns, until_ns, spans):
+        if item.fault != "none" or which(spans, asset, item.window.t_ns, item.window.t0_ns) != "held":
+            yield item

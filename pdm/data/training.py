@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .archive import refuse_mixed
 from .parts import Taken, Windows, take
 from .sources import survey
+from .spans import moment_ns, moment_text, read_spans
 from .window import AssetPath
 from ..errors import InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError, meant
 
@@ -161,15 +161,8 @@ class Shard:
     until: str = ""          # windows that begin then or later had not come yet, and don't count; empty: none are to come
 
 
-def _ns(
-    text: str,  # `2026-01-31` or `2026-01-31T06:00`, UTC unless it says otherwise; empty: no limit
-) -> int | None:  # since 1970
-    try:
-        moment = datetime.fromisoformat(text) if text else None
-    except ValueError as e:
-        raise InvalidInput(f"{text!r} is no date: write 2026-01-31 or 2026-01-31T06:00:00+00:00") from e
-    start = datetime(1970, 1, 1, tzinfo=UTC)
-    return None if moment is None else ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - start) // timedelta(microseconds=1) * 1000
+def _ns(text: str) -> int | None:
+    return moment_ns(text) if text else None
 
 
 def shards(
@@ -181,6 +174,8 @@ def shards(
     stream: str | None = None,
     since: str = "",
     until: str = "",
+    spans: Sequence[str] = (),  # which of the past is held, or sound: `pdm.data.spans`
+    assets: Sequence[str] = (), # only these; empty: all
 ) -> list[Shard]:            # in the order of their names; every asset in exactly one
     "The shards of a source. Raises what `survey` raises, and `InvalidConfig` for a level or a name that is none."
     if per not in _PER:
@@ -188,9 +183,11 @@ def shards(
     if not re.fullmatch("[a-z][a-z0-9_]{0,63}", name) or most_assets < 1:
         raise InvalidConfig(f"a model's name is written with a-z, 0-9 and _, beginning with a letter, 64 characters at most, and a shard has at least one asset; "
                             f"got {name!r} and {most_assets}")
-    found = survey(source, None, stream or None, _ns(since), _ns(until))
+    found = survey(source, None, stream or None, _ns(since), _ns(until), read_spans(spans))
     groups: dict[str, list[str]] = {}
-    for asset in sorted(found.held):
+    if not (chosen := sorted(set(assets or found.held) & set(found.held))):
+        raise NotEnoughData(f"{source} holds nothing of {', '.join(assets[:5])} in that time; it holds {', '.join(sorted(found.held)[:5])}: wait until the edge has kept some")
+    for asset in chosen:
         groups.setdefault("/".join(asset.split("/")[:_PER[per]]), []).append(asset)
     labelled: dict[str, list[str]] = {}
     for group, members in groups.items():
@@ -202,7 +199,7 @@ def shards(
     for label, short in named.items():
         if len(short) > 64 or often[short] > 1:
             named[label] = f"{short[:55]}_{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-    looked = until or ("" if found.until_ns is None else (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=found.until_ns // 1000)).isoformat())
+    looked = until or ("" if found.until_ns is None else moment_text(found.until_ns))
     return sorted((Shard(named[label], tuple(members), found.digest(members), looked) for label, members in labelled.items()), key=lambda s: s.name)
 
 # %% ../../nbs/data/training.ipynb #traid2a5de
@@ -238,6 +235,7 @@ def gather(
     seed: int = 0,
     since: str = "",              # windows that start then or later, `2026-01-31` or with a time, UTC
     until: str = "",              # windows that start earlier
+    spans: Sequence[str] = (),    # which of the past is held, or sound: `pdm.data.spans`
     dask_address: str = "",       # `tcp://scheduler:8786`; empty: in threads of this process
     workers: int | None = None,   # so many of them; without it as many as there are cores
 ) -> TrainingData:
@@ -249,14 +247,14 @@ def gather(
         raise InvalidInput(f"windows_per_asset is at least 1 and length at least 2, got {windows_per_asset} and {length}")
     if dask_address and source.startswith("memory:"):
         raise InvalidConfig(f"{source} lies in the memory of this process, where the workers at {dask_address} can't see it: leave dask_address out")
-    since_ns, until_ns = _ns(since), _ns(until)
-    found = survey(source, list(assets) if assets else None, stream or None, since_ns, until_ns)
+    since_ns, until_ns, known = _ns(since), _ns(until), read_spans(spans)
+    found = survey(source, list(assets) if assets else None, stream or None, since_ns, until_ns, known)
     chosen = sorted(set(assets or found.held))
     held = found.digest(chosen)
     if source_digest not in ("", held):
         raise InvalidInput(f"{source} no longer holds what was expected: its digest for these {len(chosen)} assets is {held[:12]}…, not {source_digest[:12]}…. List the shards again, "
                            "or give `until`, so that windows that arrive later don't count", reason="changed")
-    results = _all([(source, a, found.stream, length, since_ns, until_ns, windows_per_asset, seed) for a in chosen], dask_address, workers)
+    results = _all([(source, a, found.stream, length, since_ns, until_ns, windows_per_asset, seed, tuple(s for s in known if s.asset == a)) for a in chosen], dask_address, workers)
     sound = {a: r for a, r in zip(chosen, results, strict=True) if not r.left_out}
     left_out = {a: r.left_out for a, r in zip(chosen, results, strict=True) if r.left_out}
     like = [(AssetPath.parse(a), r.like) for a, r in sound.items() if r.like]
