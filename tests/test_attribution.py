@@ -1,0 +1,60 @@
+"What people did to a machine explains what it does since, and nothing that it did before."
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pdm.loop.attribute import attribute
+from pdm.loop.drift import Reference, evaluate_drift
+from pdm.loop.observed import Observed
+from pdm.stream.records import Event
+
+HOUR = 3600 * 10**9
+DAY = 24 * HOUR
+FLEET = [f"acme/munich/hall-2/line-1/pump-{k}" for k in range(1, 5)]
+WORK_NS = 14 * DAY
+
+
+def scored(asset: str, db_of, events: tuple = (), raised_ns: int | None = None) -> Observed:
+    "Windows every ten minutes, 16 days of them, so many dB above the usual."
+    t_ns = np.arange(HOUR // 6, 16 * DAY, HOUR // 6, dtype=np.int64)
+    n, no = len(t_ns), np.zeros(len(t_ns), bool)
+    db = np.random.default_rng(FLEET.index(asset)).normal(0, 1, n) + np.vectorize(db_of)(t_ns)
+    alarm = no if raised_ns is None else t_ns >= raised_ns
+    told = () if raised_ns is None else (Event(asset, "vibration", f"{asset}@{raised_ns}", "raised", raised_ns, 0, 1, {}),)
+    return Observed(asset, "vibration", "d" * 64, 600.0, t_ns, 10 ** (db / 20), np.full(n, 2.0), np.where(alarm, 1e-4, 0.5), alarm, np.full(n, "running"), no, no, no,
+                    (db[:, None] + np.random.default_rng(9).normal(0, 1, (n, 2))).astype(np.float32), {}, {}, tuple(sorted((*events, *told), key=lambda e: e.t_ns)))  # fmt: skip
+
+
+def judged(one: Observed, now_ns: int):
+    every = [one, *(scored(a, lambda t: 0.0) for a in FLEET[1:])]
+    references = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in every}
+    seen = [replace(o.between(8 * DAY, now_ns)) for o in every]
+    promises = {o.asset: SimpleNamespace(refuted=bool(o.alarm[o.t_ns >= now_ns - DAY].any())) for o in seen}
+    return attribute(evaluate_drift(seen, references, now_ns), seen, references, promises)[one.asset]
+
+
+def work(what: str) -> tuple[Event, ...]:
+    return (Event(FLEET[0], "", "", "maintenance", WORK_NS, 0, -1, {"what": what, "by": "igor"}),)
+
+
+@pytest.mark.parametrize("hours", [4, 12, 30])
+def test_a_machine_that_sounds_otherwise_since_it_was_remounted_is_calibrated_anew_from_then_on(hours):
+    one = scored(FLEET[0], lambda t: 12.0 if t > WORK_NS else 0.0, work("remounted"), WORK_NS + 2 * HOUR)
+    told = judged(one, WORK_NS + hours * HOUR)
+    assert (told.cause, told.action, told.since_ns) == ("drift", "recalibrate", WORK_NS), told.sentence
+
+
+def test_what_it_was_before_a_repair_is_no_part_of_what_it_is_calibrated_on():
+    one = scored(FLEET[0], lambda t: 20.0 if WORK_NS - 6 * HOUR <= t <= WORK_NS else 8.0 if t > WORK_NS else 0.0, work("bearing replaced"), WORK_NS - 5 * HOUR)
+    told = judged(one, WORK_NS + 24 * HOUR)
+    assert (told.action, told.since_ns) == ("recalibrate", WORK_NS), told.sentence
+
+
+def test_work_that_left_a_machine_as_it_was_explains_nothing():
+    one = scored(FLEET[0], lambda t: 12.0 if t > WORK_NS - 8 * HOUR else 0.0, work("greased"), WORK_NS - 7 * HOUR)
+    told = judged(one, WORK_NS + 24 * HOUR)
+    assert told.action != "recalibrate" and told.cause != "drift", told.sentence
+    assert "was as far from its normal before" in " ".join(e.says for e in told.evidence)
