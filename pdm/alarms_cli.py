@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .cli_output import Json
 from .config import load_settings
-from .errors import InvalidConfig, InvalidInput, PartMissing
+from .errors import InvalidConfig, InvalidInput, PartMissing, meant
 
 # %% ../nbs/alarms_cli.ipynb #alclf3ff9d
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -45,7 +45,7 @@ def whole_name(
     found = [a for a in known if a == name or a.endswith("/" + name)]
     if len(found) != 1:
         what = f"more than one: {', '.join(found)}" if found else f"none of {', '.join(known[:10])}{' …' if len(known) > 10 else ''}"
-        raise InvalidInput(f"asset {name!r} is {what}")
+        raise InvalidInput(f"asset {name!r} is {what}{meant(name, [a.rpartition('/')[2] for a in known]) if not found else ': name more of its path'}")
     return found[0]
 
 # %% ../nbs/alarms_cli.ipynb #alclcde7c2
@@ -142,10 +142,11 @@ def maintenance(
     asset: Name,
     when: Annotated[str, typer.Argument(help="begin, end, or done: work that was done without a beginning and an end")],
     what: Annotated[str, typer.Option(help="such as 'bearing replaced'")] = "",
+    at: Annotated[str, typer.Option(help="when that was, 2026-01-31T06:00Z; without it now")] = "",
     by: By = "", comment: Comment = "", as_json: Json = False,
 ) -> None:
     "Say that people work on a machine: nothing counts meanwhile, and its monitor begins anew."
     actions = {"begin": "maintenance_begin", "end": "maintenance_end", "done": "maintenance"}
     if when not in actions:
         raise InvalidInput(f"maintenance {when!r}: expected {', '.join(actions)}")
-    _tell(as_json, asset, actions[when], by, what=what, comment=comment)
+    _tell(as_json, asset, actions[when], by, what=what, at=at, comment=comment)

@@ -50,7 +50,7 @@ def as_text(value: object) -> str:
     "A setting as the environment holds it."
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    return json.dumps(value) if isinstance(value, list | tuple) else str(value)
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
 
 
 def forget_acks(broker: EmbeddedBroker) -> None:

@@ -21,7 +21,7 @@ from servers import wait_for
 from pdm.config import load_assets
 from pdm.data.window import decode_ack
 from pdm.errors import InvalidConfig, PartMissing
-from pdm.model.bundle import Contract, write_bundle
+from pdm.model.bundle import EXCUSED, Contract, Excuse, write_bundle
 from pdm.model.signature import Trust, sign, verify
 from pdm.process import Child
 from pdm.rollout_cli import with_line
@@ -601,6 +601,78 @@ def test_a_rollback_that_was_asked_for_is_not_undone_because_it_disagrees_with_w
     run(line, updater, good, "promoted")
     line.until(lambda: (updater.step(), line.rollout.candidate(good).settled or line.rollout.running()["motor"].digest == bad)[1])
     assert line.rollout.running()["motor"].digest == good
+
+
+def excused(line, digest: str, champion: str, fans=(0, 1)) -> str:
+    "A release that says of a champion's alarms on these fans that they are none."
+    streams = {"/".join(key_of(i)): "the hall is warmer, for all of them" for i in fans}
+    (line.bundles / f"{digest}.calibration" / EXCUSED).write_text(Excuse(champion=champion, streams=streams).to_json())
+    return digest
+
+
+def test_a_challenger_that_is_silent_where_the_champion_alarms_at_a_changed_world_is_promoted_and_stays(line, keys):
+    line.send(20, level=4.0)
+    assert line.verdicts()[-1].alarm
+    new = signed(line, excused(line, line.release(0.2), line.site.bundle.digest), keys / "release")
+    line.want(new)
+    updater = updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False, probation_minutes=0.02)
+    c = run(line, updater, new, "promoted", level=4.0)
+    assert "the champion is no measure on 2 streams: the hall is warmer" in c.reason
+    updater = updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False, probation_minutes=0.02)  # that was started anew, and reads it again
+    line.until(lambda: updater.step() or line.rollout.candidate(new).settled, level=4.0)
+    with line.site.reader() as reader:
+        assert [e.kind for e in reader.events(path_of(0)) if e.kind in ("raised", "cleared")] == ["raised", "cleared"]
+
+
+@pytest.mark.parametrize("champion, fans", [("this", (0,)), ("another", (0, 1))], ids=["a fan that is not named", "another champion"])
+def test_an_excuse_holds_for_the_streams_and_the_champion_that_it_names(line, champion, fans):
+    line.send(20, level=4.0)
+    new = excused(line, line.release(0.2), line.site.bundle.digest if champion == "this" else "ab" * 32, fans)
+    line.want(new)
+    c = run(line, updater_of(line), new, "rolled_back", level=4.0)
+    last = line.rollout.audit(new)[-1]
+    assert (last.before, last.details["cause"]) == ("shadow", "agreement")
+    assert ("/".join(key_of(1)) in c.reason) or champion == "another"
+
+
+@pytest.mark.parametrize("fans", [(0, 1), (0,)], ids=["both fans", "one of them"])
+def test_a_promise_may_be_lost_only_where_windows_were_held_back_and_the_release_says_so(line, fans):
+    new = line.release(0.9)
+    for i in (0, 1):
+        file = line.bundles / f"{new}.calibration" / f"{path_of(i).replace('/', '.')}.calibration.json"
+        told = json.loads(file.read_text())
+        assert told["supported"]
+        file.write_text(json.dumps(told | {"supported": False}))
+    held = {"/".join(key_of(i)): "its bearing wears out" for i in fans}
+    (line.bundles / f"{new}.calibration" / EXCUSED).write_text(Excuse(champion=line.site.bundle.digest, streams={}, held=held).to_json())
+    line.want(new)
+    c = run(line, updater_of(line), new, "promoted" if len(fans) == 2 else "rolled_back")
+    assert len(fans) == 2 or f"{path_of(1)}/vibration would lose its promise" in c.reason
+
+
+def test_alarms_of_its_own_count_on_a_stream_that_is_excused_as_anywhere(line):
+    line.send(20)
+    new = excused(line, line.release(9.0), line.site.bundle.digest)  # always in alarm, where the champion is silent
+    line.want(new)
+    run(line, updater_of(line), new, "rolled_back")
+    assert line.rollout.audit(new)[-1].details["cause"] == "alarms"
+
+
+@pytest.mark.parametrize("how", ["slipped in", "changed", "not an excuse"])
+def test_an_excuse_that_nobody_has_signed_or_that_is_none_is_refused_with_its_release(line, keys, how):
+    new = line.release(0.2)
+    file = line.bundles / f"{new}.calibration" / EXCUSED
+    if how == "changed":
+        excused(line, new, line.site.bundle.digest, (0,))
+    elif how == "not an excuse":
+        file.write_text('{"champion": "latest", "streams": {}}')
+    signed(line, new, keys / "release")
+    if how != "not an excuse":
+        excused(line, new, line.site.bundle.digest)
+    line.want(new)
+    updater = updater_of(line, trusted_keys=(keys / "release.pub",), unsigned_bundles=False)
+    c = run(line, updater, new, "rolled_back", level=4.0)
+    assert EXCUSED in c.reason and line.rollout.audit(new)[-1].before == "fetched"
 
 
 def test_two_versions_of_one_stolen_key_both_go(line, keys, tmp_path):

@@ -8,9 +8,10 @@ __all__ = ['REASONS', 'Action', 'Alarm', 'Command', 'events_of']
 # %% ../../nbs/stream/alarms.ipynb #alrm20a87c
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InvalidInput
 from .journal import Event
@@ -137,6 +138,7 @@ class Command(BaseModel):
     episode: str | None = None                        # which alarm is labelled, however old; without it the last one
     fault: str = ""                                   # `label`: what was found, such as `outer_race`
     what: str = ""                                    # `maintenance…`: what is done, such as `bearing replaced`
+    at: AwareDatetime | None = None                   # `maintenance…`: when that was, for who enters it later; without it now
 
     @classmethod
     def read(cls, content: str | bytes) -> "Command":
@@ -161,6 +163,11 @@ def events_of(
 
     if c.reason and c.reason not in REASONS:
         raise InvalidInput(f"reason {c.reason!r} is none of {', '.join(REASONS)}")
+    if c.at is not None and not c.action.startswith("maintenance"):
+        raise InvalidInput(f"{c.action} happens now: only maintenance can be entered later, with `at`")
+    t_ns = now_ns if c.at is None else (c.at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+    if t_ns > now_ns:
+        raise InvalidInput(f"{c.at} is still to come: enter what was done when it is done")
     episode = c.episode or alarm.episode or ""
     details: dict[str, Any] = {k: v for k in ("by", "reason", "comment", "fault", "what") if (v := getattr(c, k))}
     match c.action:
@@ -195,4 +202,4 @@ def events_of(
             if not c.what:
                 raise InvalidInput("say what was done: what='bearing replaced'")
             kind = "maintenance"
-    return [Event(c.asset, "", episode, kind, now_ns, 0, -1, details)]
+    return [Event(c.asset, "", episode, kind, t_ns, 0, -1, details)]

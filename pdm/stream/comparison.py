@@ -9,11 +9,12 @@ __all__ = ['Side', 'AGREEMENT', 'FEWEST', 'SLOWER', 'SLOW_S', 'REFUTED', 'REFUTE
 # %% ../../nbs/stream/comparison.ipynb #comp0d
 import json
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import median
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-
 
 # %% ../../nbs/stream/comparison.ipynb #comp1b
 Side = Literal["main", "beside"]
@@ -108,10 +109,8 @@ class Comparison:
         known: dict[str, Any] = json.loads(text)
         return cls(**known | {"free_mb": math.inf if known["free_mb"] is None else known["free_mb"]})
 
-
 # %% ../../nbs/stream/comparison.ipynb #comp1c
 AGREEMENT = 0.9  # the least share of windows on the same side of both thresholds; less where the calibrations themselves allow less
-
 
 # %% ../../nbs/stream/comparison.ipynb #comp2b
 FEWEST = 20        # windows (of a stream, too) below which nothing is concluded
@@ -136,7 +135,7 @@ def _chance(
     return float(pdtrc(alarms - 1, expected))
 
 
-def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float, at_the_end: bool) -> Ruling | None:
+def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float, at_the_end: bool, excused: Collection[str]) -> Ruling | None:
     "Why the version on that side is not fit to be champion; None: nothing is known against it."
     back = partial(Ruling, "roll back")
     if c.failed:
@@ -152,7 +151,7 @@ def _wrong(c: Comparison, side: Side, other: Side, chance: float, free_mb: float
     if not at_the_end:
         return None
     for stream, (agreed, windows) in c.agreed.items():
-        if windows >= FEWEST and agreed < (least := c.least_agreement[stream]) * windows:
+        if stream not in excused and windows >= FEWEST and agreed < (least := c.least_agreement[stream]) * windows:
             return back(f"{stream}: the versions agree on {agreed} of {windows} windows ({agreed / windows:.0%}), at least {least:.0%} was expected", "agreement")
     alarms, promised = c.alone.get(side, 0), c.expected.get(side, 0.0)
     if alarms > 0 and _chance(alarms, promised) < chance:
@@ -165,28 +164,31 @@ def in_shadow(
     c: Comparison,           # the challenger beside
     over: bool,              # so many windows or so many minutes have passed
     free_mb: float = 256.0,  # memory that must be left
+    excused: Mapping[str, str] = MappingProxyType({}),  # by stream: why the champion's verdicts there are no measure (`pdm.model.bundle.Excuse`)
 ) -> Ruling:
     "Whether a challenger may take over."
-    if wrong := _wrong(c, "beside", "main", REFUTED, free_mb, over and c.windows >= FEWEST):
+    if wrong := _wrong(c, "beside", "main", REFUTED, free_mb, over and c.windows >= FEWEST, excused):
         return wrong
     if c.windows < FEWEST:
         return Ruling("wait", f"{c.windows} windows compared, {FEWEST} are the least to conclude anything from: is there traffic?")
     if not over:
         return Ruling("wait", f"{c.windows} windows compared, nothing is wrong so far")
-    missed = sorted(s for s, (main, beside) in c.standing.items() if main and not beside)
+    missed = sorted(s for s, (main, beside) in c.standing.items() if main and not beside and s not in excused)
     if missed:
         return Ruling("roll back", f"{', '.join(missed[:3])}: in alarm, and it does not say so; if that alarm is false, clear and label it, and deploy again", "missed")
     agreed = sum(a for a, _ in c.agreed.values())
-    return Ruling("promote", f"{agreed} of {c.windows} windows judged alike, {c.alone.get('beside', 0)} alarms of its own where {c.expected.get('beside', 0.0):.2g} were promised at most")
+    return Ruling("promote", f"{agreed} of {c.windows} windows judged alike, {c.alone.get('beside', 0)} alarms of its own where {c.expected.get('beside', 0.0):.2g} were promised at most"
+                  + (f"; the champion is no measure on {len(told)} streams: {next(iter(told.values()))}" if (told := {s: excused[s] for s in sorted(excused) if s in c.agreed}) else ""))
 
 
 def on_probation(
     c: Comparison,           # the new champion is main
     over: bool,
     free_mb: float = 256.0,
+    excused: Mapping[str, str] = MappingProxyType({}),
 ) -> Ruling:
     "Whether a promoted version may stay."
-    if wrong := _wrong(c, "main", "beside", REFUTED_AFTER, free_mb, True):
+    if wrong := _wrong(c, "main", "beside", REFUTED_AFTER, free_mb, True, excused):
         return wrong
     if over and c.windows < FEWEST and not c.error:
         return Ruling("wait", f"{c.windows} windows compared, {FEWEST} are the least to conclude anything from: is there traffic?")
@@ -194,4 +196,3 @@ def on_probation(
     if away > FALLBACK_S:
         return Ruling("roll back", f"its engine did not score it for {away:.0f} s, while the former version had its own", "fallback")
     return Ruling("promote" if over else "wait", f"{c.windows} windows compared, nothing is wrong")
-

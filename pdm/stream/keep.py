@@ -33,7 +33,7 @@ def quiet_after(
 
 class ArchiveSink:
     "Raw windows to the archive of the settings."
-    name, batch, ordered, pause_s = "archive", 256, False, 60.0
+    name, batch, ordered = "archive", 256, False
     takes: tuple[type, ...] = (Raw,)
 
     def __init__(self, settings: Settings):
@@ -43,7 +43,7 @@ class ArchiveSink:
             import pyarrow.parquet  # noqa: F401
         except ImportError as e:
             raise PartMissing(f"archive_url: needs more packages ({e}): pip install 'predmaint[archive]'") from e
-        self._settings = settings
+        self._settings, self.pause_s = settings, settings.archive_pause_s
         self._open: Any = None
         self._refused, self._tidy_s = 0, quiet_after(time.time())
 

@@ -40,7 +40,13 @@ CREATE TABLE pdm.event (
     PRIMARY KEY (asset, stream, episode, kind, t_ns));
 CREATE INDEX event_episode ON pdm.event (episode);
 CREATE INDEX event_time ON pdm.event (t);
-""",)
+""", """
+CREATE TABLE pdm.rollout (
+    site text NOT NULL, node text NOT NULL, t_ns bigint NOT NULL, t timestamptz GENERATED ALWAYS AS (to_timestamp(t_ns / 1000 / 1e6)) STORED,
+    digest text NOT NULL, name text NOT NULL, before text NOT NULL, after text NOT NULL, reason text NOT NULL, details jsonb NOT NULL,
+    id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (site, node, t_ns, digest, before, after));
+CREATE INDEX rollout_digest ON pdm.rollout (digest);
+""")
 
 # %% ../../nbs/stream/postgres.ipynb #pgre7128cc
 _TYPES = {"text": "text", "int": "bigint", "float": "double precision", "bool": "boolean", "json": "jsonb", "floats": "real[]", "texts": "text[]"}
@@ -128,6 +134,17 @@ class PostgresSink:
                             cursor.execute(insert_sql(table))
             except (psycopg.DataError, psycopg.IntegrityError, TypeError, ValueError, OverflowError) as e:
                 raise InvalidInput(f"{self.where} refuses a row: {_first_line(e)}", "rejected") from e
+
+    def report(self,
+        rows: Sequence[tuple],  # site, node, t_ns, digest, name, before, after, reason, details as JSON: of `pdm.stream.reports`
+    ) -> None:
+        "Keep what updaters have done; what is there already stays. Raises `PartMissing`."
+        with self._session() as db:
+            if not self._staged:
+                self._prepare(db)
+            with db.transaction(), db.cursor() as cursor:
+                cursor.executemany("INSERT INTO pdm.rollout (site, node, t_ns, digest, name, before, after, reason, details) "
+                                   "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::text::jsonb) ON CONFLICT DO NOTHING", rows)
 
     def close(self) -> None:
         "Close the connection; the next write would open another."

@@ -25,6 +25,7 @@ from .alerts import TopicSink, WebhookSink, alert_name
 from .journal import Event, JournalReader, Record, Row
 from .metrics import SinkMetrics
 from .page import Page
+from .reports import Reporter, sites_of
 from .runner import Cursor, DeadLetters, Runner, Sink, cursor_names
 from .service import serve
 
@@ -249,17 +250,24 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
     "All sinks of the settings at work, from when there is a journal on. What this yields is called now and then."
     metrics, stop, journal = SinkMetrics(), threading.Event(), settings.state_dir / "journal.db"
     runners: list[Runner] = []
+    reporters: list[Reporter] = []
 
     def unhealthy() -> list[str]:
         return [f"the thread of {r.sink.name} has ended" for r in runners if not r.alive]
 
     def unready() -> list[str]:
         waiting = [] if runners else [f"there is no journal at {journal} yet: it is there once an agent has run"]
-        return waiting + [f"{r.sink.name}: {r.failing}" for r in runners if r.failing] + unhealthy()
+        return waiting + [f"{r.sink.name}: {r.failing}" for r in runners if r.failing] + [f"reports: {r.failing}" for r in reporters if r.failing] + unhealthy()
+
+    def sites() -> list[str]:
+        with JournalReader(journal) as reader:
+            return sites_of(asset for asset, _ in reader.last_t_ns())
 
     def look() -> None:
         if not runners and _there(journal):
             runners.extend(start_runners(settings, journal, metrics, stop))
+            if settings.warehouse_url.startswith("postgresql:"):
+                reporters.append(Reporter(settings.rollout_file, _class("postgres", "PostgresSink")(settings.warehouse_url), sites, settings.agent_id, stop).start())
             log.info("%s from %s, the page is %s", ", ".join(r.sink.name for r in runners), journal, page.url)
 
     page = Page(metrics.registry, settings.sinks_metrics_port, settings.metrics_address, unhealthy, unready)
@@ -268,8 +276,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
     finally:
         stop.set()
         until = time.monotonic() + 4
-        for runner in runners:
-            runner.stop(max(0.0, until - time.monotonic()))
+        for end in [*(r.stop for r in runners), *(r.stop for r in reporters)]:
+            end(max(0.0, until - time.monotonic()))
         page.close()
 
 

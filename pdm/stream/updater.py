@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ..config import AssetRecord, Settings, load_assets
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, PartMissing, PdmError
-from ..model.bundle import Bundle, CalibrationRecord, Contract, Model, load_bundle
+from ..model.bundle import Bundle, CalibrationRecord, Contract, Excuse, Model, excuse_of, load_bundle
 from ..model.folder import write_plain
 from ..model.signature import Trust, verify
 from ..model.transport import fetch
@@ -34,7 +34,6 @@ from .page import Page
 from .rollout import Candidate, Rollout, Running, Wanted, read_wanted, status
 from .service import serve
 from .versions import installed, record_of, replaces
-
 
 # %% ../../nbs/stream/updater.ipynb #updt1b
 log = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ class Updater:
         self._moved = False
         self._trusted_as: object = None                 # the revoked keys, when what is here was last verified
         self._kept_up: dict[str, float] = {}            # by digest: when to look at its engine again
+        self._excuses: dict[str, Excuse | None] = {}    # by digest, read once the signature was proven
         self.trouble = ""                               # with the file itself, or with whom to trust
 
     def step(self) -> bool:
@@ -151,6 +151,7 @@ class Updater:
 
     def _verify(self, c: Candidate) -> None:
         signer = self._signed(c.digest)
+        self._excuses[c.digest] = excuse_of(self._folder, c.digest)
         contract = load_bundle(self._folder / c.digest, c.digest).contract
         ours = {key: i for key, i in self._installed.items() if replaces(contract, i.bundle.contract)}
         if not ours:
@@ -163,9 +164,10 @@ class Updater:
         for other in self._rollout.candidates():
             if other.name == contract.name and other.digest != c.digest and running not in (c.digest, other.digest) and other.state in ("verified", "built", "parity", "shadow"):
                 raise CheckFailed(f"{other.digest[:12]} is on its way for {contract.name} already: one bundle a type of asset")
+        held = self._excused(c, running, "held")
         for (asset, stream), record in self._records(c.digest, contract).items():
             before = self._record_now(contract.name, asset, stream)
-            if before.supported and not record.supported and not c.rollback:
+            if before.supported and not record.supported and not c.rollback and f"{asset}/{stream}" not in held:
                 raise CheckFailed(f"{asset}/{stream} would lose its promise of {before.false_alarms_per_day:g} false alarms a day ({'; '.join(record.reasons[:1])}): "
                                   "calibrate the bundle on that asset, and release both")
         self._move(c, "verified", f"signed by {signer}", name=contract.name)
@@ -262,8 +264,17 @@ class Updater:
         if (compared := self._rollout.compared(c.digest)) is None:
             raise _NotYet("the agent has not loaded it yet")
         over = compared.windows >= self._s.shadow_windows or self._now_s() - c.since_ns / 1e9 >= 60 * self._s.shadow_minutes
-        ruling = in_shadow(compared, over, self._s.rollout_free_mb)
+        ruling = in_shadow(compared, over, self._s.rollout_free_mb, self._excused(c, self._rollout.running().get(c.name, Running("", None, 0)).digest))
         self._follow(c, ruling)
+
+    def _excused(self, c: Candidate, champion: str, what: Literal["streams", "held"] = "streams") -> dict[str, str]:
+        "Streams on which the champion (empty: what is installed) is no measure for a candidate, or that it could not be calibrated on, as its release says of that champion."
+        if c.digest not in self._excuses:
+            self._signed(c.digest)
+            self._excuses[c.digest] = excuse_of(self._folder, c.digest)
+        excuse = self._excuses[c.digest]
+        judged = {f"{asset}/{stream}": champion or i.bundle.digest for (asset, stream), i in self._installed.items()}
+        return {stream: why for stream, why in getattr(excuse, what).items() if judged.get(stream) == excuse.champion} if excuse else {}
 
     def _on_probation(self, c: Candidate, previous: str | None) -> None:
         over = self._now_s() - c.since_ns / 1e9 >= 60 * self._s.probation_minutes
@@ -275,7 +286,7 @@ class Updater:
                 return self._settle(c, "asked for by name: it need not agree with what it replaces" if c.rollback else "there is no version to compare it with")
         if compared is None:
             raise _NotYet("nothing was compared yet")
-        ruling = on_probation(compared, over, self._s.rollout_free_mb)
+        ruling = on_probation(compared, over, self._s.rollout_free_mb, self._excused(c, previous or ""))
         if ruling.action == "promote":
             self._settle(c, ruling.reason)
         else:
@@ -333,7 +344,6 @@ def _reduced(bundle: Bundle, precision: Literal["fp16", "int8"], folder: Path) -
 
 def _told(artifact: Artifact | None) -> dict[str, Any]:
     return {"path": str(artifact.path), "precision": artifact.precision, "tolerance": artifact.tolerance} if artifact else {}
-
 
 # %% ../../nbs/stream/updater.ipynb #updt3b
 _STEP_S = 1.0
@@ -423,4 +433,3 @@ def main(
 ) -> None:
     "Run an updater until it is told to stop. Raises `PdmError` for what is wrong or missing at the start, or when it failed."
     serve(settings, running, lambda s: installed(load_assets(s.assets)), stop)
-
