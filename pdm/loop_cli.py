@@ -31,9 +31,9 @@ def step(
     as_json: Json = False,
 ) -> None:
     "Run a step of the pipeline: a notebook, with these parameters. The notebook as it ran is kept."
-    from pdm.loop.steps import STEPS, failure, parameters_of, run_step, step_file
+    from pdm.loop.steps import REPORTS, STEPS, failure, parameters_of, run_step, step_file
     if name is None:
-        tell({s: step_file(s).read_text().partition("> ")[2].partition('"')[0].strip() for s in STEPS}, as_json, "predmaint step NAME -p KEY VALUE …")
+        tell({s: step_file(s).read_text().partition("> ")[2].partition('"')[0].strip() for s in (*STEPS, *REPORTS)}, as_json, "predmaint step NAME -p KEY VALUE …")
         return
     if describe:
         tell({p.name: f"{p.kind} = {p.default!r}: {p.help}" for p in parameters_of(name).values()}, as_json, f"predmaint step {name} -p KEY VALUE …")
@@ -71,16 +71,22 @@ def retrain(
     seed: int = 0,
     since: Annotated[str, typer.Option(help="windows from then on, 2026-01-31 or with a time, UTC")] = "",
     until: Annotated[str, typer.Option(help="windows before then")] = "",
+    span: Annotated[list[str] | None, typer.Option(help='what became of the past: "ASSET SINCE UNTIL held|sound"; any number of them; what the loop holds is held anyhow')] = None,
     frozen: Annotated[str, typer.Option(help="the frozen set, a folder or a URL; without it the part `test` of the data")] = "",
     promotes: Annotated[bool, typer.Option("--promote/--no-promote", help="make a challenger that passes the gate the champion")] = True,
     local: Annotated[bool | None, typer.Option("--local/--cluster", help="where; without it as the setting pipeline_url says")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="for the cluster; here there is nothing else")] = False,
     trigger: Annotated[str | None, typer.Option(help="id of what asks for this run; the same one again is the same run")] = None,
-    schedule: Annotated[str | None, typer.Option(metavar="CRON", help="on the cluster, again and again: five fields, UTC; `never` ends it")] = None,
+    schedule: Annotated[str | None, typer.Option(metavar="CRON", help="on the cluster, again and again: five fields, UTC; `never` ends it. What is held later, such a run does not know: the loop's policy does")] = None,
     compiled: Annotated[Path | None, typer.Option("--compile", metavar="FILE", help="only write the pipeline for a cluster, as YAML")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="run nothing: say when the loop's policy would have acted since --since (90d without it), and why")] = False,
     as_json: Json = False,
 ) -> None:
     "Train on what the machines have measured, hold the result against the champion, and put it in its place if it is no worse."
+    if explain:
+        from pdm.drift_cli import explain as look_back
+        look_back(load_settings(), since or "90d", as_json)
+        return
     from pdm.loop.pipeline import compile_pipeline, run_local
     settings = load_settings()
     here = settings.pipeline_url == "local:" if local is None else local
@@ -91,7 +97,7 @@ def retrain(
         raise InvalidInput("no source of windows: name one with --source (an archive, mfpt:, scenario:fleet), or set archive_url")
     arguments = {"source": source, "name": name, "per": per, "most_assets": most_assets, "kinds": kind or ["mahalanobis", "iforest", "conv_ae"],
                  "length": length, "stream": stream, "windows_per_asset": windows_per_asset, "false_alarms_per_day": false_alarms_per_day,
-                 "epochs": epochs, "seed": seed, "since": since, "until": until, "frozen": frozen, "promotes": promotes}
+                 "epochs": epochs, "seed": seed, "since": since, "until": until, "spans": [*_held(settings), *(span or [])], "frozen": frozen, "promotes": promotes}
     asked = trigger or time.strftime("by-hand-%Y%m%dT%H%M%S", time.gmtime())
     if here:
         if schedule:
@@ -101,6 +107,15 @@ def retrain(
         _finish(outcome, as_json)
         return
     _on_cluster(settings, arguments, asked, wait, schedule, as_json)
+
+
+def _held(settings: Settings) -> list[str]:
+    "What the loop holds back: a run that somebody starts by hand does not learn it either."
+    from pdm.loop.logbook import Logbook
+    if not settings.logbook_file.exists():
+        return []
+    with Logbook(settings.logbook_file) as book:
+        return [str(s) for s in book.spans()]
 
 
 class _Bar:

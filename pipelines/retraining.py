@@ -16,20 +16,21 @@ from pdm.config import Settings
 # --- components: their source is what runs in the pod, so each says all that it needs ---
 
 
-def look(source: str, name: str, per: str, most_assets: int, stream: str, since: str, until: str) -> list:
+def look(source: str, name: str, per: str, most_assets: int, stream: str, since: str, until: str, spans: list, assets: list) -> list:
     from pdm.loop.pipeline import look
 
-    return look(source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until)
+    return look(source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans, assets=assets)
 
 
 def ingest(
-    shard: dict, source: str, length: int, stream: str, windows_per_asset: int, seed: int, since: str, made: Output[Dataset]
+    shard: dict, source: str, length: int, stream: str, windows_per_asset: int, seed: int, since: str, spans: list,
+    made: Output[Dataset]
 ) -> NamedTuple("Ingested", [("digest", str)]):  # type: ignore[valid-type]
     from pdm.config import load_settings
     from pdm.loop.pipeline import task
 
     given = dict(source=source, name=shard["name"], assets=shard["assets"], source_digest=shard["digest"], length=length, stream=stream,
-                 windows_per_asset=windows_per_asset, seed=seed, since=since, until=shard["until"], dask_address=load_settings().dask_address)
+                 windows_per_asset=windows_per_asset, seed=seed, since=since, until=shard["until"], spans=spans, dask_address=load_settings().dask_address)
     return (task("ingest", shard["name"], given, made)["digest"],)
 
 
@@ -53,27 +54,27 @@ def evaluate(
 
 
 def export(
-    shard: dict, digest: str, kinds: list, false_alarms_per_day: float, epochs: int, seed: int, data: Input[Dataset], model: Input[Model], made: Output[Model]
+    stream: str, shard: dict, digest: str, kinds: list, false_alarms_per_day: float, epochs: int, seed: int, data: Input[Dataset], model: Input[Model], made: Output[Model]
 ) -> None:
     from pdm.loop.pipeline import task
 
-    task("export", shard["name"], dict(data=f"{data.path}/data", detector=f"{model.path}/detector"), made, [data, model])
+    task("export", shard["name"], dict(data=f"{data.path}/data", detector=f"{model.path}/detector", stream=stream), made, [data, model])
 
 
 def package(
-    shard: dict, data: Input[Dataset], models: Input[list[Model]], chosen: Input[Model], exported: Input[Model], made: Output[Model]
+    shard: dict, excused: str, data: Input[Dataset], models: Input[list[Model]], chosen: Input[Model], exported: Input[Model], made: Output[Model]
 ) -> NamedTuple("Packaged", [("digest", str)]):  # type: ignore[valid-type]
     from pdm.loop.pipeline import task
 
-    return (task("package", shard["name"], dict(exported=exported.path), made, [data, *models, chosen, exported])["digest"],)
+    return (task("package", shard["name"], dict(exported=exported.path, excused=excused), made, [data, *models, chosen, exported])["digest"],)
 
 
 def gate(
-    shard: dict, frozen: str, seed: int, data: Input[Dataset], packaged: Input[Model], made: Output[Model]
+    shard: dict, frozen: str, spans: list, seed: int, data: Input[Dataset], packaged: Input[Model], made: Output[Model]
 ) -> bool:
     from pdm.loop.pipeline import task
 
-    given = dict(data=f"{data.path}/data", packaged=packaged.path, frozen=frozen, seed=seed)
+    given = dict(data=f"{data.path}/data", packaged=packaged.path, frozen=frozen, spans=spans, seed=seed)
     return task("gate", shard["name"], given, made, [data, packaged])["passed"]
 
 
@@ -132,18 +133,18 @@ def build(settings: Settings, here: bool = False) -> Any:
 
     @dsl.pipeline(name="chain", description="From the windows of the assets of a shard to a champion of theirs")
     def chain(shard: dict, source: str, kinds: list, length: int, stream: str, windows_per_asset: int, false_alarms_per_day: float, epochs: int,
-              seed: int, since: str, frozen: str, promotes: bool):  # fmt: skip
+              seed: int, since: str, spans: list, frozen: str, promotes: bool, excused: str):  # fmt: skip
         data = steps["ingest"](shard=shard, source=source, length=length, stream=stream, windows_per_asset=windows_per_asset, seed=seed,
-                               since=since)  # fmt: skip
+                               since=since, spans=spans)  # fmt: skip
         made = data.outputs["made"]
         how = dict(shard=shard, digest=data.outputs["digest"], false_alarms_per_day=false_alarms_per_day, epochs=epochs, seed=seed, data=made)
         with dsl.ParallelFor(kinds) as kind:
             trained = steps["train"](kind=kind, **how)
         models = trained.outputs["made"]
         chosen = steps["evaluate"](kinds=kinds, models=dsl.Collected(models), **how).outputs["made"]
-        exported = steps["export"](kinds=kinds, model=chosen, **how).outputs["made"]
-        packaged = steps["package"](shard=shard, data=made, models=dsl.Collected(models), chosen=chosen, exported=exported)
-        gated = steps["gate"](shard=shard, frozen=frozen, seed=seed, data=made, packaged=packaged.outputs["made"])
+        exported = steps["export"](stream=stream, kinds=kinds, model=chosen, **how).outputs["made"]
+        packaged = steps["package"](shard=shard, excused=excused, data=made, models=dsl.Collected(models), chosen=chosen, exported=exported)
+        gated = steps["gate"](shard=shard, frozen=frozen, spans=spans, seed=seed, data=made, packaged=packaged.outputs["made"])
         with dsl.If(gated.outputs["Output"] == True, "passed"):  # noqa: E712  the local runner decides by an unnamed output only
             steps["promote"](shard=shard, digest=packaged.outputs["digest"], wanted=promotes, gated=gated.outputs["made"])
 
@@ -162,16 +163,20 @@ def build(settings: Settings, here: bool = False) -> Any:
         seed: int = 0,
         since: str = "",
         until: str = "",
+        spans: list = [],  # noqa: B006
         frozen: str = "",
         promotes: bool = True,
+        excused: str = "",
+        assets: list = [],  # noqa: B006
         trigger: str = "",
     ):
         end = in_cluster(at_the_end(trigger=trigger).set_caching_options(False))
         with dsl.ExitHandler(end, "retraining"):
-            shards = steps["look"](source=source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until)
+            shards = steps["look"](source=source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans,
+                                    assets=assets)  # fmt: skip
             with dsl.ParallelFor(shards.output, parallelism=20) as shard:
                 chain(shard=shard, source=source, kinds=kinds, length=length, stream=stream, windows_per_asset=windows_per_asset,
-                      false_alarms_per_day=false_alarms_per_day, epochs=epochs, seed=seed, since=since, frozen=frozen,
-                      promotes=promotes)  # fmt: skip
+                      false_alarms_per_day=false_alarms_per_day, epochs=epochs, seed=seed, since=since, spans=spans, frozen=frozen,
+                      promotes=promotes, excused=excused)  # fmt: skip
 
     return retraining
