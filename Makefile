@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo test check lab docs readme bench soak image image-test export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -59,6 +59,9 @@ platform-env: .venv-platform/ready  ## what the tests of the platform's manifest
 
 demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.html
 	@$(BIN)/predmaint demo
+
+demo-loop: setup  ## the world changes, a new model takes over under traffic, a fault stays a fault; leaves build/demo-loop/report.html
+	@$(BIN)/predmaint demo --loop
 
 test: setup  ## lessons of all notebooks, then pytest
 	$(BIN)/nbdev_test --n_workers 2

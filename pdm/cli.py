@@ -23,10 +23,13 @@ from .bundle_cli import bundle
 from .cli_output import Json, progress, tell
 from .config import load_settings
 from .engine_cli import engine
-from .errors import InvalidInput, PartMissing, PdmError
+from .errors import CheckFailed, InvalidInput, PartMissing, PdmError
+from .labels_cli import labels, performance
+from .drift_cli import drift, quarantine
 from .loop_cli import OPEN, retrain, step
 from .process import SignalEvent, find_program
 from .promote_cli import promote
+from .release_cli import release
 from .rollout_cli import triton
 
 # %% ../nbs/cli.ipynb #cli9fc2ea
@@ -36,7 +39,8 @@ app = typer.Typer(name="predmaint", no_args_is_help=True, add_completion=False, 
 # %% ../nbs/cli.ipynb #cli71121e
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for report.html, summary.json and the site's data")] = Path("build/demo"),
+    out: Annotated[Path | None, typer.Option(help="folder for report.html, summary.json and the site's data; without it build/demo, or build/demo-loop")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="the whole circle instead: the world changes, and a new model is trained, proven and taken over while all goes on; four minutes")] = False,
     kind: Annotated[str, typer.Option(help="detector: mahalanobis, iforest, conv_ae, lstm_ae, auto")] = "conv_ae",
     speed: Annotated[float, typer.Option(help="how many times faster than real time the records are replayed")] = 2.0,
     tenth: Annotated[bool, typer.Option("--tenth", help="a tenth of the data, for tests")] = False,
@@ -44,12 +48,27 @@ def demo(
     as_json: Json = False,
 ) -> None:
     "Real bearing records in, named alarms out, through a real broker and model server."
+    if loop:
+        _demo_loop(out or Path("build/demo-loop"), as_json)
+        return
     from pdm.demo import run, tell
+    out = out or Path("build/demo")
     summary = run(out, kind=kind, speed=speed, tenth=tenth, generated=generated, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         tell(summary, out)
+
+
+def _demo_loop(out: Path, as_json: bool) -> None:
+    from pdm.demo_loop import run, tell
+    summary = run(out, progress=not as_json)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        tell(summary, out)
+    if not summary["loop"]["closed"]:
+        raise CheckFailed(summary["loop"]["sentence"])
 
 # %% ../nbs/cli.ipynb #clix7433b8
 @app.command()
@@ -266,7 +285,12 @@ app.add_typer(bundle, name="bundle")
 app.add_typer(engine, name="engine")
 app.command(context_settings=OPEN)(step)
 app.command()(retrain)
+app.command()(drift)
+app.add_typer(quarantine, name="quarantine")
 app.command()(promote)
+app.command()(release)
+app.add_typer(labels, name="labels")
+app.command()(performance)
 
 
 @sinks.callback()
