@@ -54,7 +54,7 @@ def test_the_champion_is_another_one_once_the_edge_has_taken_it_over(summary):
     told = summary["loop"]
     assert told["champion"]["after"] not in (None, told["champion"]["before"])
     steps = [s["after"] for s in told["rollout"] if s["digest"] == told["champion"]["after"]]
-    assert steps[:6] == ["wanted", "fetched", "verified", "built", "parity", "shadow"] and "promoted" in steps and "rolled_back" not in steps
+    assert steps[:5] == ["fetched", "verified", "built", "parity", "shadow"] and "promoted" in steps and "rolled_back" not in steps
 
 
 def test_the_report_shows_the_story_on_one_clock(folder, summary):
