@@ -17,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import AwareDatetime, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
 
 from .capture import Axis, Drive, Sound, current_wave, tacho_wave, two_axes
-from .life import Climate, Duration, Event, Life, Moment, Spec, Thermal, Wear
+from .life import Climate, Duration, Event, Life, Moment, Spec, Thermal, Wear, read_spec
 from .plant import PROCESS, VIBRATION, Asset, Fast, MachineType, SensorFault, Slow
 from .sensing import Sensor, break_sensor
 from .synth import STRUCK, Machine, Resonance, shaft_velocity
@@ -316,25 +316,7 @@ def parse(
     name: str = "scenario",  # for messages
 ) -> Scenario:
     "The scenario that the YAML declares. Raises `InvalidConfig` with the place and the reason of the first things that are wrong."
-    try:
-        declared = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as e:  # a date such as 2026-02-30 is a ValueError
-        raise InvalidConfig(f"{name} is not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(declared, dict) or not all(isinstance(k, str) for k in declared):
-        raise InvalidConfig(f"{name}: a scenario is a map with about, duration, every, types and assets, got {type(declared).__name__}"
-                            f"{' with keys ' + ', '.join(map(str, declared)) if isinstance(declared, dict) else ''}")
-    try:
-        return Scenario(**declared)
-    except ValidationError as e:
-        wrong = []
-        for error in e.errors()[:5]:
-            place, message = ".".join(str(p) for p in error["loc"]), error["msg"].removeprefix("Value error, ")
-            if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                message = f"there is no such key{meant(str(error['loc'][-1]), _words())}"
-            elif error["type"] == "literal_error":
-                message = f"{message}, got {error['input']!r}"
-            wrong.append(f"{place}: {message}" if place else message)
-        raise InvalidConfig(f"{name}: {'; '.join(wrong)}") from e
+    return read_spec(Scenario, text, name, "a scenario is a map with about, duration, every, types and assets", _words())
 
 
 def load(

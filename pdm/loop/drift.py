@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import kolmogorov
 
-from ..errors import InvalidInput, NotEnoughData
+from ..errors import InvalidInput, NotEnoughData, PartMissing
 from .observed import Observed
 from ..model.calibrate import decorrelation, to_db
 
@@ -264,8 +264,8 @@ def _noticed(
     "Three detectors on a stream. Sources: Bifet & Gavalda (2007), ADWIN; Page (1954); Raab, Heusinger & Schleif (2020), KSWIN."
     try:
         from river import drift
-    except ImportError:
-        return {}
+    except ImportError as e:
+        raise PartMissing(f"drift is dated by river, which is not here ({e}): pip install 'predmaint[cloud]'") from e
     found = {}
     for name, detector in {"ADWIN": drift.ADWIN(delta=1e-4, clock=1, grace_period=FEWEST), "Page-Hinkley": drift.PageHinkley(min_instances=FEWEST, delta=0.5, threshold=20.0),
                            "KSWIN": drift.KSWIN(alpha=1e-5, window_size=60, stat_size=20, seed=0)}.items():

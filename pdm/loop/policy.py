@@ -16,13 +16,12 @@ from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..config import Settings
-from ..data.life import Duration, Share, Spec
+from ..data.life import Duration, Share, Spec, read_spec
 from ..data.spans import moment_text
-from ..errors import InvalidConfig, meant
+from ..errors import InvalidConfig
 from .logbook import Evaluated, Trigger
 
 # %% ../../nbs/loop/policy.ipynb #poli6
@@ -166,26 +165,8 @@ def parse_policy(
     name: str = "policy",  # for messages
 ) -> Policy:
     "The policy that the YAML declares. Raises `InvalidConfig` with the place and the reason of the first things that are wrong."
-    try:
-        declared = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as e:  # a date such as 2026-02-30 is a ValueError
-        raise InvalidConfig(f"{name} is not YAML: {' '.join(str(e).split())}") from e
-    declared = {} if declared is None else declared
-    if not isinstance(declared, dict) or not all(isinstance(k, str) for k in declared):
-        raise InvalidConfig(f"{name}: a policy is a map with default, groups and assets, got {type(declared).__name__}")
-    try:
-        return Policy(**declared)
-    except ValidationError as e:
-        words = sorted({key for kind in (Policy, GroupRules, AssetRules, Opening, Hold, Retraining) for key in kind.model_fields})
-        wrong = []
-        for error in e.errors()[:5]:
-            place, message = ".".join(str(p) for p in error["loc"]), error["msg"].removeprefix("Value error, ")
-            if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-                message = f"there is no such key{meant(str(error['loc'][-1]), words)}"
-            elif error["type"] == "literal_error":
-                message = f"{message}, got {error['input']!r}"
-            wrong.append(f"{place}: {message}" if place else message)
-        raise InvalidConfig(f"{name}: {'; '.join(wrong)}") from e
+    words = sorted({key for kind in (Policy, GroupRules, AssetRules, Opening, Hold, Retraining) for key in kind.model_fields})
+    return read_spec(Policy, text, name, "a policy is a map with default, groups and assets", words)
 
 
 def load_policy(
