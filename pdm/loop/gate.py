@@ -22,9 +22,10 @@ from ..data.parts import Windows
 from ..data.spans import Span
 from ..data.training import TrainingData
 from ..errors import InvalidInput, NotEnoughData, PdmError
+from .drift import EFFECT, shift
 from .exam import MARGIN, Exam, exam_figure, paired_difference, sit
 from .judged import REFUTED, Criterion, Judged, decide, judge, scores_of
-from .learned import at_its_best, learned, within
+from .learned import above_db, at_its_best, learned, within
 from .observed import watch
 from .performance import Promise, poisson_interval, promise
 from .target import parity_of, speed_and_size
@@ -111,6 +112,24 @@ def _promised(detector: Detector, data: TrainingData, part: str) -> tuple[Criter
     probation = high > allowed or bool(lent)
     says += ": on probation, for so few days don't show more" if high > allowed else f": on probation, for nothing is promised of {len(lent)} assets yet" if lent else ""
     return Criterion("promise", True, says, numbers=numbers), probation, tuple(kept)
+
+
+_CHANCE = 1e-3  # that scores of healthy windows lie so far apart, over all assets, below which they are others
+
+
+def _as_calibrated(detector: Detector, data: TrainingData, part: str) -> Criterion:
+    "Whether it scores recent windows as it scored those that its thresholds come from."
+    shifts = {a: s for a, w in data.parts[part].items() if (record := detector.calibrations.get(a)) and
+              (s := shift(f"score/{a}", np.array(record.scores_db) - record.threshold_db, above_db(detector, data, a, w), lag=1))}
+    if not shifts:
+        return Criterion("calibration", True, "no asset has windows enough to tell", skipped=True)
+    most = max(shifts.values(), key=lambda s: abs(s.effect))
+    numbers = {"assets": len(shifts), "most": most.effect, "chance": min(1.0, most.p_value * len(shifts))}
+    if others := {a: s for a, s in shifts.items() if abs(s.effect) >= EFFECT and s.p_value < _CHANCE / len(shifts)}:
+        worst = ", ".join(f"{a} (effect {s.effect:+.2f})" for a, s in sorted(others.items(), key=lambda x: -abs(x[1].effect))[:3])
+        return Criterion("calibration", False, f"to it these machines sound otherwise than those that it was calibrated on: {worst}; it may have learnt a fault, or other channels",
+                         "see what it was trained on (quarantine), that channels are in order, and train again", numbers)
+    return Criterion("calibration", True, f"it scores the recent windows of {len(shifts)} asset{'s'[:len(shifts) > 1]} as those that it was calibrated on (greatest effect {most.effect:+.2f})", numbers=numbers)
 
 
 def _hears(exam: Exam) -> Criterion:
@@ -237,7 +256,7 @@ def gate(
         judged, answer = _no_worse(challenger, best if frozen is recent else against, frozen, part, seed)
         criteria.append(answer)
     kept, probation, promises = _promised(challenger, recent, part)
-    criteria.append(kept)
+    criteria += [kept, _as_calibrated(challenger, recent, part)]
     exam = sit({"challenger": challenger, **({"champion": best} if best else {})}, recent, part, seed)
     criteria.append(_hears(exam))
     criteria += _released(challenger, against, min(recent.hop_s.values()), settings or load_settings()) if engine else [
