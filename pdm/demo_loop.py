@@ -34,10 +34,11 @@ from rich.table import Table
 from .config import Settings
 from .data.scenario import Look, Scenario, parse
 from .data.window import Window
-from .demo import Board, Sent, count, looking, render, stopping, wait_until
+from .demo import Board, Sent, count, looking, render, wait_until
 from .demo_timeline import Mark, Phase, Stretch, phase, timeline
 from .loop.observed import Observed, read_observed
 from .model.bundle import Bundle, load_bundle, records_of
+from .process import stopping
 from .site import Site
 from .stream.alarms import Command
 from .stream.journal import JournalReader

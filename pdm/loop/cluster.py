@@ -11,6 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..config import Settings
 from ..errors import CheckFailed, InvalidInput, PartMissing
 from .cron import Cron
 from .kubeflow import Kubeflow, Outage, read_package
+from ..process import stopping
 
 # %% ../../nbs/loop/cluster.ipynb #clus6
 _ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -119,12 +121,12 @@ class Cluster:
         patience_s: float = 300.0,  # with a cluster that can't be reached
         poll_s: float = 2.0,        # between the first two questions; later ten times as long
     ) -> Outcome:
-        """How the run ends. After `timeout_s` and on Ctrl-C: how far it is; it goes on. Raises `PartMissing` when the cluster was away for longer than patience,
+        """How the run ends. After `timeout_s` and on Ctrl-C or SIGTERM: how far it is; it goes on. Raises `PartMissing` when the cluster was away for longer than patience,
         or lets us in no more."""
         kubeflow, pause, heard = self.kubeflow, poll_s, time.monotonic()
-        end, state, tasks, why = heard + timeout_s, "PENDING", dict[str, str](), "it was not waited for any longer"
-        try:
-            while True:
+        end, state, tasks = heard + timeout_s, "PENDING", dict[str, str]()
+        with stopping() as stop, suppress(KeyboardInterrupt):
+            while not stop.is_set():
                 try:
                     found = kubeflow.ask(kubeflow.runs.run_service_get_run, run_id=run.id)
                     if found.state in _LOST and (others := self._standing(run.trigger)) and others[0].run_id != run.id:
@@ -143,10 +145,9 @@ class Cluster:
                         return Outcome(state, tasks, "; ".join(f"{name}{e.message}" for name, e in errors if e and e.message), run)
                 if time.monotonic() + pause > end:
                     break
-                time.sleep(pause)
+                stop.wait(pause)
                 pause = min(pause * 1.5, poll_s * 10)
-        except KeyboardInterrupt:
-            why = "waiting was interrupted"
+        why = "waiting was interrupted" if stop.is_set() else "it was not waited for any longer"
         return Outcome(state, tasks, f"{why}; the run goes on, and can be followed at {run.url}", run)
 
     def schedule(self,
