@@ -22,7 +22,7 @@ from pdm.loop.drift import Reference, evaluate_drift
 from pdm.loop.gate import gate
 from pdm.loop.judged import choose_kind, judge
 from pdm.loop.logbook import Logbook, Trigger
-from pdm.loop.lookout import REFUTED
+from pdm.loop.lookout import REFUTED_AT_A_LOOK
 from pdm.loop.observed import Observed, watch
 from pdm.loop.performance import promise
 from pdm.loop.policy import Policy, parse_policy
@@ -160,7 +160,7 @@ class Loop:
         observed = [o for o in observed if len(o)]
         found = evaluate_drift(observed, model.references, now_ns, self.every_h * 3600, self.policy.default.false_drifts_per_year, self.span_ns / 1e9)
         since = {a: min(d.since_ns or now_ns, now_ns - self.span_ns) for a, d in found.drifts.items()}
-        promises = {o.asset: promise(o, model.detector.calibration_of(o.asset), since[o.asset], refuted=REFUTED) for o in observed}
+        promises = {o.asset: promise(o, model.detector.calibration_of(o.asset), since[o.asset], refuted=REFUTED_AT_A_LOOK) for o in observed}
         moved = [o.asset for o in observed if found.drifts[o.asset].fired or promises[o.asset].refuted or o.alarm[o.t_ns >= now_ns - self.span_ns].any()]
         held = {a: min(begun) for a in moved if (begun := [s.since_ns for s in spans if s.asset == a and s.what == "held" and s.covers(now_ns)])}
         for a in moved:

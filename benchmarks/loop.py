@@ -31,7 +31,7 @@ from _loop_run import LIVE_D, PROMISED, Loop, Model, Run, first_model
 from _loop_world import ASSETS, DAY_NS, FAULTS, KINDS, SENSORS, Plant, Track, wear, world_change
 from scipy import stats
 
-from pdm.loop.lookout import REFUTED
+from pdm.loop.lookout import REFUTED_AT_A_LOOK
 from pdm.loop.observed import watch
 from pdm.loop.performance import poisson_interval, promise
 
@@ -77,7 +77,7 @@ def drift(seed: int) -> list[dict[str, Any]]:
     tracks = plant.tracks()
     first, start = first_model(tracks), _start(tracks)
     change, end = start + round(at_d * DAY_NS), max(int(t.t_ns[-1]) for t in tracks.values())
-    before = [promise(o, first.detector.calibration_of(a), change, refuted=REFUTED) for a, o in first.observed.items()]
+    before = [promise(o, first.detector.calibration_of(a), change, refuted=REFUTED_AT_A_LOOK) for a, o in first.observed.items()]
     alone = Loop(plant, tracks, first).go()
     row: dict[str, Any] = {"part": "drift", "seed": seed, "kind": plant.kind, "events": [e["kind"] for e in plant.events], "harmful": any(p.refuted for p in before),
                            "acted": bool([x for x in alone.actions if x[3].get("passed")]), "retrained": bool(alone.retrained(True)), "fired": bool(alone.retrained()),

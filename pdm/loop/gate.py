@@ -24,10 +24,10 @@ from ..data.training import TrainingData
 from ..errors import InvalidInput, NotEnoughData, PdmError
 from .drift import EFFECT, shift
 from .exam import MARGIN, Exam, exam_figure, paired_difference, sit
-from .judged import REFUTED, Criterion, Judged, decide, judge, scores_of
+from .judged import Criterion, Judged, decide, judge, scores_of
 from .learned import above_db, at_its_best, learned, within
 from .observed import watch
-from .performance import Promise, poisson_interval, promise
+from .performance import REFUTED, Promise, poisson_interval, promise
 from .target import parity_of, speed_and_size
 from ..model.bundle import Contract
 from ..model.detector import Detector

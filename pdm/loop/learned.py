@@ -14,7 +14,8 @@ from scipy.special import betainc
 from ..data.parts import Windows
 from ..data.spans import Span
 from ..data.training import TrainingData
-from .judged import REFUTED, Criterion, conditions_of, scores_of
+from .judged import Criterion, conditions_of, scores_of
+from .performance import REFUTED
 from ..model.calibrate import to_db
 from ..model.detector import Detector
 
