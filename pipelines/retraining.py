@@ -92,7 +92,9 @@ def record(status: dsl.PipelineTaskFinalStatus, trigger: str) -> None:
 
 # --- how they run, and in which order ---
 
-_KEYS = ("PIPELINE_ROOT", "TRACKING_URL", "BUNDLE_URL", "ARCHIVE_URL", "DASK_ADDRESS", "SIGNING_KEY", "SIGNING_CERTIFICATE")  # of the settings' ConfigMap
+# of the settings' ConfigMap; the last three say what machine the gate judges for
+_KEYS = ("PIPELINE_ROOT", "TRACKING_URL", "BUNDLE_URL", "ARCHIVE_URL", "DASK_ADDRESS", "SIGNING_KEY", "SIGNING_CERTIFICATE",
+         "ENGINE_PROFILE", "ENGINE_PRECISION", "BUNDLE_MAX_MB")  # fmt: skip
 _SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL")
 
 
