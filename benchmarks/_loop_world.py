@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pdm.data.scenario import Scenario
-from pdm.model.inputs import condition_matrix  # noqa: F401  (the conditions of a window are what a contract asks for)
 from pdm.signal.kinematics import Bearing
 
 HOP_S, RATE_HZ, CHANNELS, UNITS, STREAM = 600.0, 25_600.0, ("h", "v"), ("g", "g"), "vibration"

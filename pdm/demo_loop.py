@@ -460,7 +460,6 @@ def _told(circle: Circle, scenario: Scenario, first: Bundle, learned: Mapping[st
     asked = next((t for t in circle.book.triggers() if t.action == "retrain"), None)
     asked_ns = asked.t_ns if asked else end_ns
     parts = {"before the retraining": (onset_ns, asked_ns), "while it lasted": (asked_ns, promoted_ns), "with the new model": (promoted_ns, end_ns)}
-    alarmed = {name: bool(len(x := faulty.between(a, b)) and x.alarm[-1]) for name, (a, b) in parts.items() if a < b}
     share = {name: round(float(faulty.between(a, b).alarm.mean()), 3) for name, (a, b) in parts.items() if len(faulty.between(a, b))}
     held = [h for h in circle.book.held(worn) if h.span and h.span.what == "held"]
     used, late = _learnt(settings, retrained["run"], worn, onset_ns) if "run" in retrained else (0, 0)
@@ -480,7 +479,7 @@ def _told(circle: Circle, scenario: Scenario, first: Bundle, learned: Mapping[st
         "champion moved": _check(champion is not None and champion.digest == circle.released.get("retrain"), f"version {champion.version if champion else '-'}"),
         "promise kept again": _check(len(phases) > 2 and not phases[-1].refuted, f"{phases[-1].episodes} alarms in {phases[-1].days:.1f} days, {phases[-1].allowed_per_day:g} a day promised"),
         "recalibrated after the work": _check(recalibrated.get("exit_code") == 0, recalibrated.get("reason") or (f"version {recalibrated['version']}, on {sum(recalibrated['windows'].values())} windows" if "windows" in recalibrated else "it was never asked for")),
-        "fault alarmed throughout": _check(len(alarmed) == 3 and all(alarmed.values()), "; ".join(f"{name}: in alarm for {s:.0%} of the time" for name, s in share.items())),
+        "fault alarmed throughout": _check(len(share) == 3 and min(share.values()) > 0.8 and bool(faulty.alarm[-1]), "; ".join(f"{name}: in alarm for {s:.0%} of the time" for name, s in share.items())),
         "fault not learnt": _check(bool(held) and not late and "run" in retrained, f"{used} windows of {worn.rpartition('/')[2]} were learnt from, {late} of them since its fault began"),
         "no request failed": _check(not requests["failed"], f"{requests['inferences']} inferences of {requests['windows']} windows")}
     rows = [{"recording": o.asset.rpartition("/")[2], "truth": "outer_race" if o.asset == worn else "none", "expected": o.asset == worn, "alarmed": bool(o.alarm[-1]),
