@@ -189,6 +189,10 @@ class Plant:
         return self.registry.champion(self.name).digest
 
 
+def told(hub):
+    return [(p["ring"], p["digest"], p["rollback"]) for p in hub.payloads()]
+
+
 def test_a_model_goes_ring_by_ring_and_the_name_follows_the_canary(plant, hub):
     assert release(plant.settings, plant.name, NEW, version=2, verdicts={"promise": "yes"})
     assert plant.advance().rings == {"canary": "told"} and plant.champion() == OLD
@@ -197,7 +201,9 @@ def test_a_model_goes_ring_by_ring_and_the_name_follows_the_canary(plant, hub):
         assert plant.advance().state == "waiting"
     plant.says("acme/oslo", "promoted", "300 of 300 windows judged alike")
     standing = plant.advance()
-    assert (standing.rings, standing.champion, plant.champion()) == ({"canary": "promoted", "rest": "told"}, True, NEW)
+    assert (standing.rings, standing.champion, plant.champion()) == ({"canary": "promoted"}, True, NEW) and "the probation at canary" in standing.sentence
+    plant.says("acme/oslo", "promoted", "the probation is over", settled=True)
+    assert plant.advance().rings == {"canary": "settled", "rest": "told"}
     assert "acme/oslo: 300 of 300" in plant.registry.history(plant.name)[-1].why and plant.registry.history(plant.name)[-1].who == "release"
     plant.says("acme/bergen", "promoted")  # acme/lyon is away, and catches up later
     assert plant.advance().state == "done"
@@ -213,8 +219,10 @@ def test_a_canary_that_refuses_ends_it(plant, hub):
     plant.says("acme/oslo", "rolled_back", "the versions agree on 61 of 100 windows")
     standing = plant.advance()
     assert standing.state == "stopped" and "61 of 100" in standing.sentence
-    assert plant.champion() == OLD and [p["ring"] for p in hub.payloads()] == ["canary"]
-    assert plant.advance() == standing
+    assert plant.champion() == OLD and told(hub) == [("canary", NEW, False), ("canary", OLD, True)]
+    assert plant.advance() == standing and len(hub.heard) == 2
+    back = hub.payloads()[-1]
+    assert back["instead"] == NEW and "61 of 100" in back["why"] and back["id"] != hub.payloads()[0]["id"] and len(back) <= 10
 
 
 def test_a_canary_that_comes_back_on_probation_takes_the_name_back_and_no_further_ring_is_told(plant, hub):
@@ -223,13 +231,83 @@ def test_a_canary_that_comes_back_on_probation_takes_the_name_back_and_no_furthe
     plant.says("acme/oslo", "promoted")
     plant.advance()
     assert plant.champion() == NEW
+    assert told(hub) == [("canary", NEW, False)], "it may come back from it still"
     plant.says("acme/oslo", "rolled_back", "4 alarms of its own")
     assert (plant.advance().state, plant.champion()) == ("stopped", OLD)
     plant.advance()
     assert [row.action for row in plant.registry.history(plant.name)] == ["promote", "promote", "rollback"]
+    assert told(hub) == [("canary", NEW, False), ("canary", OLD, True)]
 
 
-def test_a_name_that_somebody_else_has_by_now_is_left_to_them(plant):
+def test_rings_that_were_told_go_back_with_a_site_of_the_canary_that_came_late(plant, hub):
+    plant.settings = plant.settings.model_copy(update={"rings": {"canary": ("acme/oslo", "acme/rome"), "rest": ("acme/bergen", "acme/lyon")}})
+    release(plant.settings, plant.name, NEW)
+    plant.advance()
+    plant.says("acme/oslo", "promoted")
+    plant.says("acme/oslo", "promoted", "the probation is over", settled=True)
+    assert plant.advance().rings == {"canary": "settled", "rest": "told"}  # acme/rome is away
+    plant.says("acme/rome", "rolled_back")
+    assert (plant.advance().state, plant.champion()) == ("stopped", OLD)
+    assert told(hub) == [("canary", NEW, False), ("rest", NEW, False), ("canary", OLD, True), ("rest", OLD, True)]
+
+
+def test_a_ring_has_promoted_when_all_of_its_sites_that_say_anything_have(plant, hub):
+    plant.settings = plant.settings.model_copy(update={"rings": {"canary": ("acme/oslo", "acme/rome", "acme/turin"), "rest": ("acme/bergen",)}})
+    release(plant.settings, plant.name, NEW)
+    plant.advance()
+    plant.says("acme/oslo", "promoted", settled=True)
+    plant.says("acme/rome", "shadow")
+    assert (plant.advance().rings, plant.champion()) == ({"canary": "told"}, OLD)
+    plant.says("acme/rome", "promoted")
+    assert (plant.advance().rings, plant.champion()) == ({"canary": "promoted"}, NEW)
+    plant.says("acme/rome", "promoted", settled=True)
+    assert plant.advance().rings == {"canary": "settled", "rest": "told"}  # acme/turin is away
+
+
+def test_a_ring_that_refuses_what_the_canary_is_through_with_goes_back_alone(plant, hub):
+    release(plant.settings, plant.name, NEW)
+    plant.advance()
+    plant.says("acme/oslo", "promoted", settled=True)
+    plant.advance()
+    plant.says("acme/bergen", "promoted")
+    plant.says("acme/lyon", "rolled_back")
+    assert (plant.advance().state, plant.champion()) == ("stopped", NEW)
+    assert told(hub) == [("canary", NEW, False), ("rest", NEW, False), ("rest", OLD, True)]
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_a_ring_goes_back_to_the_last_release_that_has_outlived_its_probation_there(plant, hub, through):
+    release(plant.settings, plant.name, NEW)
+    plant.advance()
+    plant.says("acme/oslo", "promoted")
+    plant.advance()
+    release(plant.settings, plant.name, OTHER)
+    plant.advance()
+    plant.says("acme/oslo", "promoted" if through else "rolled_back", **({"settled": True} if through else {}))
+    plant.says("acme/oslo", "rolled_back", digest=OTHER)
+    assert plant.advance().state == "stopped"
+    assert told(hub)[2:] == ([("canary", NEW, True)] if through else [])
+    releases = releases_of(plant.settings)
+    back = [s.reason for s in releases.steps(releases.newest()) if s.state == "back"]
+    releases.close()
+    assert through or "by hand" in back[0]
+
+
+def test_a_ci_that_is_away_is_told_of_the_way_back_when_it_is_there_again(plant, hub):
+    release(plant.settings, plant.name, NEW)
+    plant.advance()
+    plant.says("acme/oslo", "rolled_back")
+    hub.close()
+    with pytest.raises(PartMissing):
+        plant.advance()
+    again = Hub(hub.port)
+    try:
+        assert plant.advance().state == plant.advance().state == "stopped" and told(again) == [("canary", OLD, True)]
+    finally:
+        again.close()
+
+
+def test_a_name_that_somebody_else_has_by_now_is_left_to_them(plant, hub):
     release(plant.settings, plant.name, NEW)
     plant.advance()
     plant.says("acme/oslo", "promoted")
@@ -237,6 +315,7 @@ def test_a_name_that_somebody_else_has_by_now_is_left_to_them(plant):
     plant.registry.promote(plant.name, 3, who="ann", why="by hand")
     plant.says("acme/oslo", "rolled_back")
     assert (plant.advance().state, plant.champion()) == ("stopped", OTHER)
+    assert told(hub)[-1] == ("canary", OLD, True), "and what nobody has tried is not sent to machines"
 
 
 def test_a_release_is_told_once_however_often_it_is_asked_for(plant, hub):
@@ -334,8 +413,7 @@ def test_one_goes_back_to_a_model_as_often_as_need_be(plant, hub):
     for digest, back in ((OLD, True), (NEW, False), (OLD, True)):
         assert release(plant.settings, plant.name, digest, rollback=back) and not release(plant.settings, plant.name, digest, rollback=back)
         plant.advance()
-    told = [(p["ring"], p["digest"]) for p in hub.payloads()]
-    assert told == [("canary", OLD), ("rest", OLD), ("canary", NEW), ("canary", OLD), ("rest", OLD)] and len({p["id"] for p in hub.payloads()}) == 5
+    assert [p[:2] for p in told(hub)] == [("canary", OLD), ("rest", OLD), ("canary", NEW), ("canary", OLD), ("rest", OLD)] and len({p["id"] for p in hub.payloads()}) == 5
     assert not release(plant.settings, plant.name, NEW), "what was released before is begun again by going back to it"
     assert plant.advance().digest == OLD
 
@@ -398,7 +476,23 @@ def test_a_node_alone_gets_the_line_of_its_type_exchanged_and_others_stay(tmp_pa
     release(settings, "fan", NEW)
     assert follow(settings, None, "fan", timeout_s=0.0).state == "waiting"
     assert settings.desired_file.read_text() == f"# by hand\n{other}\n{NEW}\n"
+    rollout.want((Wanted(NEW),))
+    rollout.move(NEW, "rolled_back", "no")
+    assert follow(settings, None, "fan", timeout_s=0.0).state == "stopped"
+    assert settings.desired_file.read_text() == f"# by hand\n{other}\n{before} rollback\n"
     rollout.close()
+
+
+@pytest.mark.parametrize("written, stays", [(f"{OTHER}\n", f"{OTHER}\n"), (f"{NEW}\n", "\n")], ids=["by somebody else since", "and nothing before"])
+def test_a_node_alone_that_refuses_a_model_is_left_to_whoever_has_written_another_one(tmp_path, written, stays):
+    settings, rollout = Settings(state_dir=tmp_path, release_url="file:"), Rollout(tmp_path / "rollout.db")
+    release(settings, "fan", NEW)
+    advance(settings, None, "fan")
+    rollout.want((Wanted(NEW),))
+    rollout.move(NEW, "rolled_back", "no")
+    rollout.close()
+    settings.desired_file.write_text(written)
+    assert advance(settings, None, "fan").state == "stopped" and settings.desired_file.read_text() == stays
 
 
 def test_a_file_for_each_ring_is_written_where_the_overlays_are(plant, tmp_path):

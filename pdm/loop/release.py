@@ -91,7 +91,7 @@ class RingStep(NamedTuple):
     "What became of it in one ring; of the champion's name where the ring is empty."
     t_ns: int
     ring: str
-    state: str                 # `told`, `promoted`, `refused`; `champion`, `champion_back`
+    state: str                 # `before` (the reason is the digest), `told`, `promoted`, `settled`, `refused`, `back`; `champion`, `champion_back`
     reason: str
 
 
@@ -163,6 +163,7 @@ class Report(NamedTuple):
     t_ns: int
     state: str         # one of `pdm.stream.rollout.STATES`; what has outlived its probation stays `promoted`, whatever takes its place later
     reason: str
+    settled: bool      # it has outlived its probation
 
 
 def reports(
@@ -180,19 +181,18 @@ def reports(
         finally:
             rollout.close()
         settled = any(s.details.get("settled") for s in steps)
-        return [Report(HERE, settings.agent_id, s.t_ns, "promoted" if settled else s.after, s.reason) for s in steps[-1:]]
+        return [Report(HERE, settings.agent_id, s.t_ns, "promoted" if settled else s.after, s.reason, settled) for s in steps[-1:]]
     if not settings.warehouse_url.startswith("postgresql:"):
         raise InvalidConfig("rings need a place where the reports of their sites come together: set warehouse_url to postgresql://…, here and at the sites")
     try:
         import psycopg
         with psycopg.connect(settings.warehouse_url, connect_timeout=10, application_name="predmaint") as db:
-            rows = db.execute("SELECT DISTINCT ON (site, node) site, node, t_ns, CASE WHEN bool_or(details @> '{\"settled\": true}') OVER (PARTITION BY site, node) "
-                              "THEN 'promoted' ELSE after END, reason FROM pdm.rollout WHERE digest = %s AND t_ns >= %s ORDER BY site, node, t_ns DESC, id DESC",
-                              (digest, since_ns)).fetchall()
+            rows = db.execute("SELECT DISTINCT ON (site, node) site, node, t_ns, after, reason, bool_or(details @> '{\"settled\": true}') OVER (PARTITION BY site, node) "
+                              "FROM pdm.rollout WHERE digest = %s AND t_ns >= %s ORDER BY site, node, t_ns DESC, id DESC", (digest, since_ns)).fetchall()
     except Exception as e:
         raise PartMissing(f"the reports can't be read ({type(e).__name__}: {str(e).partition(chr(10))[0]:.200}): check warehouse_url, and that `predmaint sinks init` has "
                           "made its tables") from e
-    return [Report(*r) for r in rows]
+    return [Report(site, node, t_ns, "promoted" if settled else after, reason, settled) for site, node, t_ns, after, reason, settled in rows]
 
 # %% ../../nbs/loop/release.ipynb #rels12
 @dataclass(frozen=True)
@@ -266,40 +266,93 @@ def _rings(settings: Settings) -> dict[str, tuple[str, ...]]:
 def _advance(settings: Settings, registry: Registry | None, releases: Releases, asked: Asked, pause: Callable[[float], Any]) -> None:
     "One look at each ring, as far as it may go."
     said = reports(settings, asked.digest, asked.t_ns if asked.rollback else 0)  # what an older model did in its first life says nothing
-    canary = next(iter(_rings(settings)))
-    for ring, sites in _rings(settings).items():
-        done = {s.state: s.reason for s in releases.steps(asked) if s.ring == ring}
-        if "told" not in done:
+    rings = list(_rings(settings).items())
+
+    def noted(ring: str) -> dict[str, str]:
+        return {s.state: s.reason for s in releases.steps(asked) if s.ring == ring}
+
+    for n, (ring, sites) in enumerate(rings):
+        if "told" not in noted(ring):
+            if before := "" if asked.rollback else _stood(settings, registry, asked, ring, n == 0):
+                releases.note(asked, ring, "before", before)
             releases.note(asked, ring, "told", _tell(settings, registry, asked, ring, sites, pause))
         ours = [r for r in said if r.site in sites]
         back = next((r for r in ours if r.state == "rolled_back"), None)
         if back is not None and not asked.rollback:
             releases.note(asked, ring, "refused", f"{back.site}: {back.reason}")
-        if refused := {s.ring: s.reason for s in releases.steps(asked) if s.state == "refused"}.get(ring):
-            if ring == canary and "champion" in {s.state for s in releases.steps(asked)}:
+        if refused := noted(ring).get("refused"):
+            for other, its in rings[n:]:
+                if "told" in noted(other) and "back" not in noted(other):
+                    before = _before(settings, releases, asked, its, noted(other).get("before") or noted(rings[0][0]).get("before", ""))
+                    releases.note(asked, other, "back", _tell_back(settings, asked, other, its, before, refused, pause))
+            if n == 0 and "champion" in noted(""):
                 _back(registry, releases, asked, refused)
             return
-        if promoted := next((r for r in ours if r.state == "promoted"), None):
-            releases.note(asked, ring, "promoted", f"{promoted.site}: {promoted.reason}")
-            if ring == canary:
-                _crown(registry, releases, asked, f"{ring} promoted it ({promoted.site}: {promoted.reason})")
-        elif "promoted" not in done and not asked.rollback:  # to go back needs no canary
+        if ours and all(r.state == "promoted" for r in ours):
+            why = "; ".join(f"{r.site}: {r.reason}" for r in ours)[:1000]
+            releases.note(asked, ring, "promoted", why)
+            if n == 0:
+                _crown(registry, releases, asked, f"{ring} promoted it ({why})")
+            if all(r.settled for r in ours):
+                releases.note(asked, ring, "settled", why)
+        if "settled" not in noted(ring) and not asked.rollback:  # to go back needs no canary
             return
 
 
 def _tell(settings: Settings, registry: Registry | None, asked: Asked, ring: str, sites: tuple[str, ...], pause: Callable[[float], Any]) -> str:
     "Tell whoever writes what is desired; what was done, in words."
-    scheme, _, where = settings.release_url.partition(":")
+    scheme = settings.release_url.partition(":")[0]
     if not scheme:
         return "release_url is empty, and nobody was told: `predmaint triton deploy` does it by hand"
     if scheme == "file":
-        file = Path(where.removeprefix("//").replace("{ring}", ring)) if where.strip("/") else settings.desired_file
-        others = [w.digest for w in read_wanted(file) if w.digest != asked.digest and _name_of(settings, registry, asked.name, w.digest) == asked.name]
-        write_plain(file, with_line(file.read_text() if file.exists() else "", Wanted(asked.digest, asked.rollback), others).encode())
+        file = _file(settings, ring)
+        write_plain(file, with_line(file.read_text() if file.exists() else "", Wanted(asked.digest, asked.rollback), _others(settings, registry, asked, file)).encode())
         return f"written to {file.name}"
     key = hashlib.sha256(f"{asked.name} {asked.digest} {asked.id if asked.rollback else False} {ring}".encode()).hexdigest()[:32]
     tries = dispatch(settings, {"id": key, "name": asked.name, "digest": asked.digest, "rollback": asked.rollback, "ring": ring, "sites": list(sites), **asked.told}, pause=pause)
     return f"{settings.release_url} was told{f', at the {tries}th try' if tries > 1 else ''}"
+
+
+def _tell_back(settings: Settings, asked: Asked, ring: str, sites: tuple[str, ...], before: str, why: str, pause: Callable[[float], Any]) -> str:
+    "Tell whoever writes what is desired that it is again what it was, unless somebody has written something else since; what was done, in words."
+    if settings.release_url.startswith("file:"):
+        file = _file(settings, ring)
+        if asked.digest not in {w.digest for w in read_wanted(file)}:
+            return f"{file.name} does not name it any more, and stays"
+        write_plain(file, with_line(file.read_text(), Wanted(before, True) if before else None, [asked.digest]).encode())
+        return f"{before[:12] or 'nothing'} written to {file.name} instead"
+    if not settings.release_url or not before:
+        return f"nobody was told ({'nothing is known of what ran there before' if settings.release_url else 'release_url is empty'}): write it back by hand"
+    key = hashlib.sha256(f"{asked.name} {before} {asked.id} {ring}".encode()).hexdigest()[:32]
+    dispatch(settings, {"id": key, "name": asked.name, "digest": before, "rollback": True, "ring": ring, "sites": list(sites), "instead": asked.digest, "why": why}, pause=pause)
+    return f"{settings.release_url} was told to go back to {before[:12]}"
+
+
+def _file(settings: Settings, ring: str) -> Path:
+    where = settings.release_url.removeprefix("file:")
+    return Path(where.removeprefix("//").replace("{ring}", ring)) if where.strip("/") else settings.desired_file
+
+
+def _others(settings: Settings, registry: Registry | None, asked: Asked, file: Path) -> list[str]:
+    "Other bundles of the same type of asset that a file names."
+    return [w.digest for w in read_wanted(file) if w.digest != asked.digest and _name_of(settings, registry, asked.name, w.digest) == asked.name]
+
+
+def _stood(settings: Settings, registry: Registry | None, asked: Asked, ring: str, first: bool) -> str:
+    "What is desired in a ring before it is told, as the file there has it, or for the first ring the champion's name; empty where neither does."
+    if settings.release_url.startswith("file:") and (others := _others(settings, registry, asked, _file(settings, ring))):
+        return others[-1]
+    champion = registry.champion(asked.name) if registry and first else None
+    return champion.digest if champion and champion.digest != asked.digest else ""
+
+
+def _before(settings: Settings, releases: Releases, asked: Asked, sites: tuple[str, ...], stood: str) -> str:
+    "What to go back to: the last one that was gone back to on purpose, or that has outlived its probation at one of the sites; without one what stood there before there were releases."
+    earlier = [a for a in reversed(releases.asked(asked.name)) if a.id < asked.id and a.digest != asked.digest]
+    stood = "" if stood in {a.digest for a in earlier} else stood
+    if stood and settings.release_url.startswith("file:"):  # by hand
+        return stood
+    return next((a.digest for a in earlier if a.rollback or any(r.settled and r.site in sites for r in reports(settings, a.digest))), stood)
 
 
 def _name_of(settings: Settings, registry: Registry | None, name: str, digest: str) -> str:
@@ -335,11 +388,12 @@ def _back(registry: Registry | None, releases: Releases, asked: Asked, why: str)
 
 def _standing(settings: Settings, releases: Releases, asked: Asked) -> Standing:
     steps = releases.steps(asked)
-    rings, states = {s.ring: s.state for s in steps if s.ring}, {s.state for s in steps}
+    rings, states = {s.ring: s.state for s in steps if s.ring and s.state != "before"}, {s.state for s in steps}
     stopped = next((f"{s.ring} refused it ({s.reason})" for s in steps if s.state == "refused"), "")
-    done = not stopped and all(rings.get(ring) == "promoted" for ring in _rings(settings))
+    done = not stopped and all(rings.get(ring) in ("promoted", "settled") for ring in _rings(settings))
     waits = [ring for ring, state in rings.items() if state == "told"]
-    sentence = f"stopped: {stopped}" if stopped else "all rings run it" if done else f"waiting for {', '.join(waits)} to say that it runs"
+    what = f"{', '.join(waits)} to say that it runs" if waits else f"the probation at {', '.join(ring for ring, state in rings.items() if state == 'promoted')} to end"
+    sentence = f"stopped: {stopped}" if stopped else "all rings run it" if done else f"waiting for {what}"
     return Standing(asked.name, asked.digest, "stopped" if stopped else "done" if done else "waiting", rings,
                     "champion" in states and "champion_back" not in states, f"{asked.name} {asked.digest[:12]}: {sentence}")
 
