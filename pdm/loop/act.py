@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from ..config import Settings, load_assets
 from ..data.spans import moment_ns
 from ..data.training import TrainingData, gather
-from ..errors import CheckFailed, InvalidBundle, InvalidConfig, NotEnoughData, PartMissing, PdmError
+from ..errors import CheckFailed, InvalidBundle, InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError
 from .drift import Reference
 from .gate import gate
 from .ledger import Ledger, outcome
@@ -29,7 +30,7 @@ from .observed import watch
 from .pipeline import compile_pipeline, run_local
 from .registry import Registry
 from .release import advance, put_beside, release, releases_of
-from ..model.bundle import load_bundle
+from ..model.bundle import Bundle, excuse_of, load_bundle, records_of
 from ..model.detector import Detector
 from ..model.signature import sign
 from ..model.transport import fetch, push
@@ -136,25 +137,56 @@ class Actions:
         if not told.get("source"):
             raise InvalidConfig("archive_url is empty, and there are no windows to calibrate on: set it")
         with tempfile.TemporaryDirectory() as folder:
-            detector = Detector.load(self._bundle(told["model"], Path(folder) / "before"), self._record(told["model"], told["asset"], Path(folder) / "before"))
+            before = Path(folder) / "before"
+            base = self._base(trigger, before)
+            detector = Detector.load(before / base, self._record(base, told["asset"], before))
             data = gather(told["source"], [told["asset"]], name=detector.contract.name, stream=told.get("stream") or None, since=told["since"], until=told["until"],
                           spans=told.get("spans", ()))
             new = recalibrated(detector, data)
             bundle, _ = new.export(Path(folder) / "after", max(detector.contract.revision + 1, moment_ns(told["until"]) // 10**9))
             beside = release_of(bundle.path)[-1]
-            for file in sorted((Path(folder) / "before" / f"{told['model']}.calibration").glob("*.reference.npz")):
+            for file in sorted((before / f"{base}.calibration").glob("*.reference.npz")):
                 was = Reference.load(file)
                 replace(was, model=bundle.digest).save(beside)
             references_of(new, data, beside, told.get("stream", ""))
-            put_beside(bundle, json.dumps([{"champion": told["model"], "streams": {f"{told['asset']}/{told['stream']}": told["why"]}}]) if told.get("stream") and told.get("why") else "")
+            streams = {f"{told['asset']}/{told['stream']}": told["why"]} if told.get("stream") and told.get("why") else {}
+            if (earlier := excuse_of(before, base)) and earlier.champion == told["model"]:  # the base is on its way still, and what it excuses is not over
+                streams = {**earlier.streams, **streams}
+            put_beside(bundle, json.dumps([{"champion": told["model"], "streams": streams}]) if streams else "")
             for one in release_of(bundle.path) if s.signing_key else ():
                 sign(one, s.signing_key, s.signing_certificate)
-            push(bundle.path, s.bundle_url or f"file:{s.bundles_dir}")
+            self._publish(bundle)
             version = Registry.of(s).register(bundle.path, tags={"recalibrated": told["asset"]}) if s.tracking_url else None
         told_nobody = "" if s.release_url else "release_url is empty, and nobody was told: `predmaint triton deploy` puts it to work by hand"
-        return {"exit_code": 0, "reason": told_nobody, "asset": told["asset"], "digest": bundle.digest, "before": told["model"], "version": version.version if version else None,
+        return {"exit_code": 0, "reason": told_nobody, "asset": told["asset"], "digest": bundle.digest, "before": base, "version": version.version if version else None,
                 "windows": {part: len(w[told["asset"]]) for part, w in data.parts.items() if told["asset"] in w},
-                "passed": [(detector.contract.name, bundle.digest, {"recalibrated": told["asset"]})]}
+                "passed": [(detector.contract.name, bundle.digest, {"recalibrated": told["asset"], "trigger": trigger.id})]}
+
+    def _base(self, trigger: Trigger, folder: Path) -> str:
+        "What is calibrated anew, brought into the folder: the model that was meant, with all that was released since. Raises `InvalidInput` where that has another graph."
+        meant = load_bundle(self._bundle(trigger.arguments["model"], folder))
+        releases = releases_of(self.settings)
+        asked = takewhile(lambda a: a.told.get("verdicts", {}).get("trigger") != trigger.id, releases.asked(meant.contract.name))  # before a kill
+        last = next((a for a in reversed(list(asked)) if all(step.state != "refused" for step in releases.steps(a))), None)
+        releases.close()
+        if last is None or last.digest == meant.digest:
+            return meant.digest
+        newest = load_bundle(self._bundle(last.digest, folder))
+        if newest.contract.revision < meant.contract.revision and not last.rollback:  # what was meant was put to work by hand since
+            return meant.digest
+        if newest.onnx.read_bytes() != meant.onnx.read_bytes():
+            raise InvalidInput(f"{trigger.arguments['asset']}: {meant.digest[:12]} was to be calibrated anew, and {newest.digest[:12]}, that has another graph, was released since: "
+                               "once it runs it is seen whether it needs that")
+        return newest.digest
+
+    def _publish(self, bundle: Bundle) -> None:
+        "Bring it where machines fetch it. Raises `InvalidInput` where its digest stands for other calibrations there."
+        url = self.settings.bundle_url or f"file:{self.settings.bundles_dir}"
+        with tempfile.TemporaryDirectory() as aside, suppress(InvalidBundle, PartMissing):  # nothing is there yet
+            if records_of(load_bundle(fetch(url, bundle.digest, aside))) != records_of(bundle):
+                raise InvalidInput(f"bundle {bundle.digest[:12]}… is published already, with other calibrations, which are not overwritten: put it to work "
+                                   "(`predmaint triton deploy`), and this one is made of it a day later")
+        push(bundle.path, url)
 
     def _bundle(self, digest: str, folder: Path) -> Path:
         "The bundle with its calibration, from where bundles are published, or as it was installed."
