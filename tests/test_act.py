@@ -3,21 +3,22 @@
 from datetime import UTC, datetime
 
 import pytest
+from conftest import rms_graph
 
 from pdm.config import Settings
 from pdm.data.archive import Archive
 from pdm.data.scenario import parse
+from pdm.data.spans import moment_ns
 from pdm.data.training import gather
-from pdm.errors import InvalidInput
+from pdm.errors import InvalidInput, NotEnoughData
 from pdm.loop.act import Actions, references_of
-from pdm.loop.logbook import Trigger
+from pdm.loop.logbook import Logbook, Trigger
 from pdm.loop.release import release, releases_of
-from pdm.model.bundle import excuse_of, load_bundle, records_of
+from pdm.model.bundle import excuse_of, load_bundle, records_of, write_bundle
 from pdm.model.detector import Detector
 from pdm.model.transport import gather as release_of
 from pdm.model.transport import push
 
-pytestmark = pytest.mark.timeout(120)
 UNTIL = "2026-01-20"
 
 
@@ -95,8 +96,8 @@ def test_two_machines_that_were_worked_on_both_keep_their_new_calibration(hall, 
 
 def test_a_machine_is_not_calibrated_for_a_graph_that_another_one_replaces(hall, tmp_path):
     settings, old = hall.site(tmp_path)
-    trained = Detector.fit(**gather(hall.archive_url, hall.pumps[:1], name="pump", until=hall.work).fit_arguments(), kind="mahalanobis", name="pump")
-    bundle, _ = trained.export(tmp_path / "trained", revision=2)
+    contract = hall.model.contract
+    bundle = write_bundle(tmp_path / "trained", rms_graph(len(contract.channels), contract.samples, 1.0, 0), contract.model_copy(update={"revision": 2, "embedding": 1, "conditions": ()}))
     release(settings, "pump", bundle.digest, bundle.path)
     with pytest.raises(InvalidInput, match="another graph") as e:
         Actions(settings).run(hall.asked(0, old))
@@ -136,3 +137,13 @@ def test_where_nobody_is_told_no_published_calibration_is_overwritten(hall, tmp_
     with pytest.raises(InvalidInput, match="published already") as e:
         Actions(settings).run(hall.asked(1, old))
     assert e.value.exit_code == 1 and published(settings, first) == came
+
+
+def test_a_fault_that_was_dated_back_while_a_run_waited_is_not_learnt(hall, tmp_path):
+    settings, old = hall.site(tmp_path)
+    waits = hall.asked(0, old)
+    with Logbook(settings.logbook_file) as book:
+        book.hold(hall.pumps[0], moment_ns(hall.work), None, "the bearing was mounted askew", "mia", moment_ns(UNTIL))
+    with pytest.raises(NotEnoughData):
+        Actions(settings).run(waits)
+    assert released(settings) == []

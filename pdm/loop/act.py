@@ -25,7 +25,7 @@ from ..errors import CheckFailed, InvalidBundle, InvalidConfig, InvalidInput, No
 from .drift import Reference
 from .gate import gate
 from .ledger import Ledger, outcome
-from .logbook import Trigger
+from .logbook import Logbook, Trigger
 from .observed import watch
 from .pipeline import compile_pipeline, run_local
 from .registry import Registry
@@ -91,6 +91,7 @@ class Actions:
         trigger: Trigger,
     ) -> dict[str, Any]:  # `exit_code`, `reason`, and what came of it
         "Do it, and release what passed. The same trigger again is the same run. Raises what the parts raise."
+        trigger = trigger._replace(arguments={**trigger.arguments, "spans": self._spans(trigger)})
         done = self._recalibrate(trigger) if trigger.action == "recalibrate" else self._retrain(trigger)
         for name, digest, verdicts in done.pop("passed"):
             self._release(name, digest, verdicts)
@@ -110,6 +111,14 @@ class Actions:
                 said.append(f"{name}: {e}")
                 log.warning("the release of %s waits: %s", name, e)
         return said
+
+    def _spans(self, trigger: Trigger) -> list[str]:
+        "What it was told of the past, and what is known of it by now: it may have waited."
+        spans, file = trigger.arguments.get("spans", ()), self.settings.logbook_file
+        if not file.exists():
+            return list(spans)
+        with Logbook(file) as book:
+            return list(dict.fromkeys([*spans, *map(str, book.spans())]))
 
     def _retrain(self, trigger: Trigger) -> dict[str, Any]:
         s = self.settings
