@@ -70,8 +70,8 @@ class TrainingData:
 
     @property
     def newest_ns(self) -> int:
-        "End of the newest window to train on, ns since 1970."
-        return max(int(w.t_ns[-1]) for w in self.parts["train"].values())
+        "End of the newest healthy window in it, ns since 1970."
+        return max(int(w.t_ns[-1]) for part, windows in self.parts.items() if part != "faulty" for w in windows.values())
 
     def fit_arguments(self,
         part: str = "train",
