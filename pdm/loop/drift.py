@@ -40,7 +40,7 @@ class Reference:
     asset: str
     stream: str
     model: str               # digest of the bundle
-    hop_s: float
+    hop_s: float             # from one of its windows to the next, as a rule: of a stream only some may have been kept
     names: tuple[str, ...]   # of the quantities
     values: np.ndarray       # float64 [window, quantity], in time order
     t_ns: np.ndarray         # int64 [window]
@@ -56,7 +56,8 @@ class Reference:
         if not usable.any():
             raise NotEnoughData(f"none of {len(observed)} windows of {observed.asset} is of the running machine: a reference needs some")
         names, values = columns(observed.part(usable))
-        return cls(observed.asset, observed.stream, observed.model, observed.hop_s, names, values, observed.t_ns[usable], int(observed.broken.sum()), len(observed))
+        hop_s = float(np.median(np.diff(observed.t_ns))) / 1e9 if len(observed) > 1 else observed.hop_s
+        return cls(observed.asset, observed.stream, observed.model, hop_s, names, values, observed.t_ns[usable], int(observed.broken.sum()), len(observed))
 
     @cached_property
     def lags(self) -> tuple[int, ...]:
@@ -111,22 +112,28 @@ def shift(
     now: np.ndarray,        # [n], in time order
     day: int = 0,           # windows of the reference that are as long as `now` lasts; 0: its days are not compared
     lag: int | None = None, # windows over which it stays alike in the reference, where that is known
+    hops: float = 1.0,      # from one of `before` to the next, in those of `now`
 ) -> Shift | None:          # `None`: too few independent windows to say anything
     "How one quantity has changed. Source of the effect size: Cliff (1993), *Dominance statistics*."
     before, now = before[np.isfinite(before)], now[np.isfinite(now)]
     if min(len(before), len(now)) < FEWEST:
         return None
     lag = lag or decorrelation(before)
-    before, now = before[::lag], now[::lag]
+    before, now = before[::lag], now[::_lag_now(lag, hops)]
     if min(len(before), len(now)) < FEWEST:
         return None
     effect, p = _effect(before, now)
     usual = 0.0
-    if p < 0.01 and (days := len(before) * lag // day if day else 0) > 1:
+    if p < 0.01 and (days := min(len(before) * lag // day, 2 * len(before) // FEWEST) if day else 0) > 1:
         parts = np.array_split(before, days)
         usual = max(abs(_effect(np.concatenate(parts[:k] + parts[k + 1:]), part)[0]) for k, part in enumerate(parts))
     kind, _, rest = name.partition("/")
     return Shift(kind, rest, round(effect, 4), p, len(now), round(usual, 4))
+
+
+def _lag_now(lag: int, hops: float) -> int:
+    "As much time in windows of now: two digits, for clocks are not the same."
+    return max(1, math.ceil(round(lag * float(f"{hops:.2g}"), 6)))
 
 
 def _effect(before: np.ndarray, now: np.ndarray) -> tuple[float, float]:
@@ -200,7 +207,8 @@ def evaluate_drift(
         else:
             tests[o.asset] = _tests(reference, recent, span_s)
             if not any(s.quantity != "quality" and s.name != "outside" for s in tests[o.asset]):
-                why[o.asset] = f"{counts[o.asset]} usable windows in {span_s / 3600:g} h are too few to say anything"
+                why[o.asset] = f"{counts[o.asset]} usable windows in {span_s / 3600:g} h are too few to say anything" + (
+                    f", held against a reference with a window every {reference.hop_s / 3600:.3g} h" if reference.hop_s > 1.5 * o.hop_s else "")
     p = np.array([s.p_value for some in tests.values() for s in some])
     adjusted = iter(stats.false_discovery_control(p) if len(p) else [])
     drifts = {}
@@ -219,14 +227,15 @@ def evaluate_drift(
 def _tests(reference: Reference, recent: Observed, span_s: float) -> list[Shift]:
     "Of one asset."
     names, values = columns(recent.part(recent.usable))
-    day = round(span_s / reference.hop_s)
-    found = [shift(name, reference.values[:, k], values[:, names.index(name)], day, reference.lags[k]) for k, name in enumerate(reference.names) if name in names]
+    hop_s = recent.hop_s or reference.hop_s  # one window alone has none
+    day, hops = round(span_s / reference.hop_s), reference.hop_s / hop_s
+    found = [shift(name, reference.values[:, k], values[:, names.index(name)], day, reference.lags[k], hops) for k, name in enumerate(reference.names) if name in names]
     usable = recent.usable
     lost = {"broken": (int(recent.broken.sum()), len(recent), reference.broken, reference.seen),
             "outside": (int(recent.extrapolating[usable].sum()), int(usable.sum()), 0, len(reference.t_ns))}  # what was calibrated on lies inside
     if len(reference.t_ns) > 1:  # how many windows came, of those that should
         held = max(len(reference.t_ns), round((reference.t_ns[-1] - reference.t_ns[0]) / reference.hop_s / 1e9))
-        due = max(len(recent), round(span_s / recent.hop_s))
+        due = max(len(recent), round(span_s / hop_s))
         lost["missing"] = (due - len(recent), due, max(0, held - max(reference.seen, len(reference.t_ns))), held)
     counted = []
     for name, (k, n, k0, n0) in lost.items():
@@ -254,7 +263,9 @@ def _dated(reference: Reference, observed: Observed, fired: Sequence[Shift]) -> 
     gain = (total - n * line.mean()) ** 2 / (n * (len(line) - n))  # what a break after n windows explains
     at = max(int(gain.argmax()) + 1, first)
     lag = decorrelation(line[:first])
-    return int(t_ns[at]), {name: int(t_ns[k * lag]) for name, k in _noticed(line[::lag], -(-first // lag)).items()}
+    begin = -(-first // lag)
+    apart = np.r_[np.arange(begin) * lag, np.arange(begin * lag, len(line), _lag_now(lag, reference.hop_s / (observed.hop_s or reference.hop_s)))]
+    return int(t_ns[at]), {name: int(t_ns[apart[k]]) for name, k in _noticed(line[apart], begin).items()}
 
 
 def _noticed(
