@@ -88,11 +88,14 @@ def watching(
     settings: Settings,
 ) -> Iterator[Callable[[], None]]:  # raises what went wrong for good
     "The loop at work: one thread looks and decides, another one carries out what is due."
+    from prometheus_client import Counter
+
     from pdm.loop.act import Actions
     from pdm.loop.controller import LoopMetrics
     from pdm.loop.logbook import Logbook
     from pdm.stream.page import Page
     metrics, stop, broken = LoopMetrics(), threading.Event(), list[BaseException]()
+    unreported = Counter("pdm_loop_report_failures", "Reports that could not be made", registry=metrics.registry)
 
     def every(pause_s: float, turn: Callable[[Any], None]) -> Callable[[], None]:
         def run() -> None:
@@ -117,7 +120,14 @@ def watching(
             return
         step = controller.decide(time.time_ns())
         due[0] = time.time() + controller.every_s
-        log.info("report: %s", report(settings, step.t_ns))
+        if not step.rows:
+            log.info("nothing was seen: there is no verdict of the last month in the store")
+            return
+        try:
+            log.info("report: %s", report(settings, step.t_ns))
+        except Exception as e:  # noqa: BLE001  what was seen and decided is written down, and the report is for people
+            unreported.inc()
+            log.warning("the report of %s is missing (%s: %s)", _shown(step.t_ns), type(e).__name__, e)
 
     def act(controller: Any) -> None:
         controller.carry_out(time.time_ns())
