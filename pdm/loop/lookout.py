@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from .performance import Promise, episodes_of, excused, join, outside, promise
 from .policy import Policy
 from ..model.bundle import CalibrationRecord, read_record
 from ..model.transport import fetch
+from ..stream.records import Event
 from ..stream.versions import record_of
 
 # %% ../../nbs/loop/lookout.ipynb #look6
@@ -130,17 +132,18 @@ class Lookout:
     ) -> list[Seen]:
         "Every asset that has said something within a month. Raises `PartMissing` where the store can't be read."
         found: dict[str, Seen] = {}
-        every = [o.between(o.model_since_ns, now_ns + 1) for o in self._read(self.settings, now_ns - _PAST_NS, now_ns + 1)]
         streams: dict[str, list[Observed]] = {}
-        for o in every:
-            if len(o):
+        said: dict[str, tuple[Event, ...]] = {}  # of each asset, also before its model was at work: work may be entered days later
+        for whole in self._read(self.settings, now_ns - _PAST_NS, now_ns + 1):
+            said[whole.asset] = whole.events
+            if len(o := whole.between(whole.model_since_ns, now_ns + 1)):
                 streams.setdefault(o.stream, []).append(o)
         for some in streams.values():
             for seen in self._judged(some, now_ns, labels, spans, self.policy.default.false_drifts_per_year / len(streams)):
                 before = found.get(seen.observed.asset)
                 if before is None or _GRAVE.index(seen.attribution.cause) > _GRAVE.index(before.attribution.cause):
                     found[seen.observed.asset] = seen
-        return [found[asset] for asset in sorted(found)]
+        return [replace(seen, observed=replace(seen.observed, events=said[asset])) for asset, seen in sorted(found.items())]
 
     def _judged(self, observed: Sequence[Observed], now_ns: int, labels: Sequence[Label], spans: Sequence[Span], per_year: float) -> list[Seen]:
         standards = {o.asset: self._standards.of(o, spans) for o in observed}
