@@ -58,3 +58,34 @@ def test_work_that_left_a_machine_as_it_was_explains_nothing():
     told = judged(one, WORK_NS + 24 * HOUR)
     assert told.action != "recalibrate" and told.cause != "drift", told.sentence
     assert "was as far from its normal before" in " ".join(e.says for e in told.evidence)
+
+
+def loaded(asset: str, up: float, embedding_up: float = 0.0) -> Observed:
+    "A machine whose RMS follows its load, which is higher from the ninth day on; what is left once the load is accounted for may have changed, too."
+    o, rng = scored(asset, lambda t: 0.0), np.random.default_rng(100 + FLEET.index(asset))
+    late = o.t_ns > 9 * DAY
+    load = rng.normal(0, 1, len(o)) + up * late
+    return replace(o, indicators={"rms_h": load + 0.2 * rng.normal(0, 1, len(o))}, conditions={"load": load}, embedding=(rng.normal(0, 1, (len(o), 2)) + embedding_up * late[:, None]).astype(np.float32))
+
+
+def judged_loads(now_ns: int, *machines: tuple[float, float]):
+    every = [loaded(a, *m) for a, m in zip(FLEET, machines, strict=False)]
+    references, seen = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in every}, [o.between(8 * DAY, now_ns) for o in every]
+    found = evaluate_drift(seen, references, now_ns)
+    return found.drifts[FLEET[0]], attribute(found, seen, references, {})[FLEET[0]]
+
+
+@pytest.mark.parametrize("beside", [0, 3])
+def test_loudness_that_follows_the_load_is_no_change_that_nothing_explains(beside):
+    drift, told = judged_loads(11 * DAY, (1.0, 0.0), *[(0.0, 0.0)] * beside)
+    assert {s.quantity for s in drift.shifts if s.fired} == {"indicator", "condition"} and 0.35 < drift.conditions_moved < 0.6
+    assert (told.cause, told.action) == ("drift", "none"), told.sentence
+    assert "load moved" in told.sentence and "as they were" not in str(told.evidence)
+
+
+def test_a_change_that_the_load_does_not_account_for_is_asked_about_and_the_load_is_told():
+    drift, told = judged_loads(11 * DAY, (1.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    assert "embedding" in {s.quantity for s in drift.shifts if s.fired} and 0.35 < drift.conditions_moved < 0.6
+    assert told.cause == "unknown" and "load moved" in str(told.evidence) and "as they were" not in str(told.evidence)
+    quiet, same = judged_loads(11 * DAY, (0.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    assert quiet.conditions_moved == 0 and "as they were" in str(same.evidence)

@@ -183,6 +183,12 @@ def _evidence(c: _Case) -> list[Evidence]:
     if c.drift.conditions_moved >= 0.6 or outside >= 0.5:
         which = ", ".join(s.name for s in c.drift.shifts if s.fired and s.quantity == "condition")
         add("conditions", (f"{which} moved" if which else "conditions moved") + (f", {outside:.0%} of the day outside of what was learnt" if outside >= 0.05 else ""), drift=2.5, unknown=-1.5)
+    elif c.drift.conditions_moved > 0:
+        which = ", ".join(s.name for s in c.drift.shifts if s.fired and s.quantity == "condition" and s.name != "outside") or f"{outside:.0%} of the day outside of what was learnt: conditions"
+        if any(s.fired and s.quantity == "embedding" for s in c.drift.shifts):
+            add("conditions", f"{which} moved, and more than what follows from it", drift=0.5, unknown=-0.5)
+        else:
+            add("conditions", f"{which} moved, and what is left of a window without it is as it was", drift=2.5, unknown=-2.5)
     else:
         add("conditions", "speed, load and surroundings are as they were", drift=-0.5 if together else -1.0)
     if c.looked.fault:
