@@ -89,3 +89,8 @@ def test_a_change_that_the_load_does_not_account_for_is_asked_about_and_the_load
     assert told.cause == "unknown" and "load moved" in str(told.evidence) and "as they were" not in str(told.evidence)
     quiet, same = judged_loads(11 * DAY, (0.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
     assert quiet.conditions_moved == 0 and "as they were" in str(same.evidence)
+
+
+def test_whoever_is_asked_is_promised_no_raw_windows_that_nobody_keeps():
+    told = judged_loads(11 * DAY, (0.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))[1]
+    assert told.cause == "unknown" and "stays what the archive's settings keep" in told.sentence and "are kept" not in told.sentence

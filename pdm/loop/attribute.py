@@ -339,7 +339,7 @@ def _conclude(c: _Case, t_ns: int) -> Attribution:
     because = "; ".join(e.says for e in evidence if e.log_odds.get(cause, 0.0) > 0)
     what = {"fault": "looks like a fault: send somebody to the machine, its windows stay out of training",
             "sensor": "look at the sensor and its cable: its windows say nothing of the machine",
-            "unknown": "it changed alone, and nothing says why: please look at it and say what it was (predmaint alarms label, or a maintenance event); raw windows are kept, nothing is retrained"}.get(
+            "unknown": "it changed alone, and nothing says why: please look at it and say what it was (predmaint alarms label, or a maintenance event); nothing is retrained, and of its raw windows stays what the archive's settings keep"}.get(
         cause) or ("people worked on it: calibrate it anew on its own windows" if action == "recalibrate" else "the world has changed and the promise on false alarms is broken: retrain"
                    if action == "retrain" else "the world has changed, and the promise on false alarms holds: nothing to do")
     return Attribution(c.o.asset, t_ns, cause, round(probability, 3), tuple(evidence), since_ns, action, f"{what} ({cause}, {probability:.0%}" + (f": {because})" if because else ")"))
