@@ -2,13 +2,14 @@
 
 import tempfile
 import time
+from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 from servers import free_port
 
 from pdm.config import Settings
-from pdm.drift_cli import watching
+from pdm.drift_cli import REPORTS, controller_of, report, watching
 from pdm.loop.logbook import Logbook
 from pdm.stream.records import Row
 from pdm.stream.sinks import SqliteStore
@@ -55,3 +56,24 @@ def test_a_report_that_fails_is_counted_and_the_loop_goes_on(tmp_path, monkeypat
     assert "the report" in caplog.text and "a disk that is gone" in caplog.text
     with Logbook(settings.logbook_file) as book:
         assert len(book.evaluations()) == 1, "what was seen is written down all the same"
+
+
+def test_a_report_reads_its_own_evaluation_and_the_oldest_report_goes(tmp_path, monkeypatch):
+    settings = site(tmp_path, 3)
+    for name in ("state_dir", "pipeline_root", "assets"):  # for the notebook's kernel
+        monkeypatch.setenv(f"PREDMAINT_{name.upper()}", str(getattr(settings, name)))
+    now_ns = time.time_ns()
+    with Logbook(settings.logbook_file) as book:
+        step = controller_of(settings, book).decide(now_ns)
+        book.add_evaluations([step.rows[0]._replace(t_ns=now_ns - 400 * 86_400 * 10**9)])
+        book._db.execute("UPDATE evaluation SET details = 'cut of' WHERE t_ns < ?", (now_ns,))
+    reports = tmp_path / "runs" / "drift"
+    for k in range(REPORTS):
+        (reports / f"2025{k:04d}T000000").mkdir(parents=True)
+    (reports / "somebody's notes").mkdir()
+    page = report(settings, now_ns)
+    left = sorted(f.name for f in reports.iterdir())
+    assert len(left) == REPORTS + 1 and left[0] == "20250001T000000" and "somebody's notes" in left
+    assert Path(page.removeprefix("file:")).read_text().count("pump-1") >= 1
+    with Logbook(settings.logbook_file) as book:
+        assert book._db.execute("SELECT count(*) FROM evaluation").fetchone() == (2,), "what was seen is not forgotten"
