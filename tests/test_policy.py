@@ -1,5 +1,6 @@
 "When the loop acts: what a policy may say, and what it makes of a past."
 
+import json
 import re
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def ended(t_ns: int, scope: str = "fleet", action: str = "retrain", **more) -> T
         ("groups: [{name: Pumps}]", "groups.0.name: String should match pattern"),
         ("groups: []", "groups: Tuple should have at least 1 item"),
         ("groups: [{name: a, retraining: {per: hall}}]", "got 'hall'"),
+        ("assets: [{match: [a], cooldown: 99 d}]", "policy: assets.0: cooldown is said of a model, which a group shares: say it in that group, or in default"),
+        ("assets: [{match: [a], min_clean_windows: 5, refuted: false}]", "assets.0: refuted is said of a model"),
+        ("assets: [{match: [a], share: 1}]", "assets.0: share is said of a model"),
+        ("assets: [{match: [a], quarantine_days: 2}]", "assets.0: quarantine_days holds for all assets together: say it in default"),
+        ("groups: [{name: a, false_drifts_per_year: 2}]", "groups.0: false_drifts_per_year holds for all assets together: say it in default"),
         ("default: [", "policy is not YAML"),
         ("5", "a policy is a map with default, groups and assets, got int"),
     ],
@@ -72,9 +78,9 @@ def test_an_asset_is_ruled_by_the_default_its_group_and_itself_in_that_order():
     policy = parse_policy("""
 default: {sustained: 5, cooldown: 1 d}
 groups: [{name: pumps, match: ["*/pump-*"], sustained: 4}]
-assets: [{match: ["*/pump-1"], sustained: 2}, {match: ["*/line-9/*"], cooldown: 2 d}]""")
+assets: [{match: ["*/pump-1"], sustained: 2}, {match: ["*/line-9/*"], lasting: 2 d}]""")
     assert [policy.of_asset(a).sustained for a in FLEET[:2]] == [2, 4] and policy.of_asset("acme/x/y/z/fan").sustained == 5
-    assert policy.group_of("acme/x/y/z/fan") is None and policy.of_asset("acme/a/b/line-9/pump-2").cooldown == 2 * 86_400
+    assert policy.group_of("acme/x/y/z/fan") is None and policy.of_asset("acme/a/b/line-9/pump-2").lasting == 2 * 86_400
 
 
 # --- what comes of it
@@ -159,6 +165,25 @@ def test_who_is_out_of_proportion_to_its_group_is_asked_about_and_no_reason_to_r
 
 # --- what keeps it from being done
 
+
+def test_a_machine_on_hold_counts_for_nothing_and_where_all_that_moved_are_held_nothing_is_done():
+    def held(*names: str, more: str = "", **hold: str) -> Policy:
+        said = json.dumps([{"match": [f"*/{n}" for n in names], "hold": hold or {"reason": "on loan"}}])
+        return parse_policy(f"assets: {said}\n{more}")
+
+    past = days(3)
+    every = fleet(held("pump-*"), past)
+    assert (every.action, every.trigger, every.assets) == ("none", "", ()) and "on hold, and not counted: pump-1 (on loan; it has drifted)" in every.sentence
+    some = fleet(held("pump-1"), past)
+    assert some.trigger and some.assets == tuple(FLEET[1:]) and "3 of 3 machines have drifted" in some.sentence and "pump-1 (on loan; it has drifted)" in some.sentence
+    assert fleet(held("pump-1", more="default: {min_clean_windows: 1600}"), past).reasons == ("1500 clean windows since then, and 1600 are wanted",)
+    assert fleet(held("pump-*", reason="on loan", until="2026-02-01"), past).trigger, "that was over long ago"
+    two = sorted([*days(3, FLEET[:2]), *days(3, FLEET[2:], cause="none")], key=lambda r: r.t_ns)
+    assert fleet(Policy(), two).trigger and not fleet(held("pump-1"), two).trigger, "one of three is no half"
+    assert fleet(held("pump-3"), two).assets == tuple(FLEET[:2]), "two of three"
+    moved = sorted([*days(3, FLEET[:1]), *days(3, FLEET[1:], cause="none")], key=lambda r: r.t_ns)
+    alone = fleet(held("pump-1", more="groups: [{name: fleet, share: 0.1}]"), moved)
+    assert not alone.trigger and "pump-1 (on loan; it has drifted)" in alone.sentence
 
 def test_cooldown_budget_hold_windows_and_clean_data_are_each_named_as_what_it_waits_for():
     past, now = days(12), START + 12 * DAY

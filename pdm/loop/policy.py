@@ -90,6 +90,18 @@ class Rules(Spec):
         return not self.maintenance_windows or any(w.holds(now_ns) for w in self.maintenance_windows)
 
 
+_FOR_ALL = ("false_drifts_per_year", "quarantine_days")
+_OF_A_MODEL = ("share", "retraining", "refuted", "cooldown", "min_clean_windows")
+
+
+def _elsewhere(value: Any, of_a_model: Sequence[str] = ()) -> Any:
+    "Raises `ValueError` for what can't be said of some assets alone."
+    for keys, what in ((_FOR_ALL, "holds for all assets together: say it in default"), (of_a_model, "is said of a model, which a group shares: say it in that group, or in default")):
+        if here := [k for k in keys if isinstance(value, Mapping) and k in value]:
+            raise ValueError(f"{here[0]} {what}")
+    return value
+
+
 _Match = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -117,10 +129,20 @@ class GroupRules(Rules):
     share: Share = 0.5
     retraining: Retraining = Retraining()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_some(cls, value: Any) -> Any:
+        return _elsewhere(value)
+
 
 class AssetRules(Rules):
-    "Some assets, and what is said of them alone."
+    "Some assets, and what is said of them alone: when each counts, and when it is calibrated anew."
     match: _Match
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one(cls, value: Any) -> Any:
+        return _elsewhere(value, _OF_A_MODEL)
 
 
 class Policy(Spec):
@@ -267,14 +289,18 @@ def _of_group(policy: Policy, group: GroupRules, by_asset: Mapping[str, list[Eva
     stands = {a: s for a, s in sorted(found.items()) if s and s.count >= policy.of_asset(a).sustained and s.last.t_ns - s.first_ns >= policy.of_asset(a).lasting * 1e9}
     if not by_asset:
         return Decision(group.name, "none", False, f"{group.name}: none of its machines was evaluated")
-    many = f"{len(stands)} of {len(by_asset)} machine{'s'[:len(by_asset) != 1]}"
+    held = {} if rules.hold and rules.hold.holds(now_ns) else {a: h.reason for a in by_asset if (h := policy.of_asset(a).hold) and h.holds(now_ns)}
+    aside = [f"{a.rpartition('/')[2]} ({held[a]}{'; it has drifted' * (a in stands)})" for a in sorted(held, key=lambda a: (a not in stands, a))]
+    idle = f"; on hold, and not counted: {', '.join(aside[:4])}{f' and {len(aside) - 4} more' * (len(aside) > 4)}" * bool(aside)
+    stands, of = {a: s for a, s in stands.items() if a not in held}, len(by_asset) - len(held)
+    many = f"{len(stands)} of {of} machine{'s'[:of != 1]}"
     if not stands:
-        young = {a: s for a, s in found.items() if s}
+        young = {a: s for a, s in found.items() if s and a not in held}
         waits = f"; {_names(young)} may, and have for {max(s.count for s in young.values())} of {rules.sustained} evaluations" if young else ""
-        return Decision(group.name, "none", False, f"{group.name}: no machine has drifted for long enough to count{waits}")
+        return Decision(group.name, "none", False, f"{group.name}: no machine has drifted for long enough to count{waits}{idle}")
     since_ns, rows = sorted(s.since_ns for s in stands.values())[(len(stands) - 1) // 2], [s.last for s in stands.values()]  # the median: one may have begun earlier, and otherwise
-    what = f"{group.name}: {many} {'has' if len(stands) == 1 else 'have'} drifted since {_when(since_ns)} ({_names(stands)})"
-    if len(stands) < group.share * len(by_asset):
+    what = f"{group.name}: {many} {'has' if len(stands) == 1 else 'have'} drifted since {_when(since_ns)} ({_names(stands)}{idle})"
+    if len(stands) < group.share * of:
         return Decision(group.name, "none", False, f"{what}; a model that all share is trained anew when {group.share:.0%} have")
     broken = _harmful(rows)
     if rules.refuted and len(broken) == 1 < len(stands) and not _spoken(stands[broken[0]].last, ("conditions",)):  # its alarms may have a reason of their own
