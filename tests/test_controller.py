@@ -1,5 +1,6 @@
 "The loop at work: what is asked for runs once, whoever races and whoever is killed; what is suspicious is held; a dry run leaves no trace."
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -54,6 +55,10 @@ def look_at_a_warm_hall(now_ns, labels=(), spans=()):
 def loop_of(folder: Path, run, look=look_at_a_warm_hall, policy: str = "default: {min_clean_windows: 10}") -> Controller:
     settings = Settings(state_dir=folder, archive_url=f"file:{folder}/archive", archive_healthy_share=1.0)
     return Controller(settings, parse_policy(policy), Logbook(settings.logbook_file), run, look)
+
+
+def asked(book: Logbook, *scopes: str) -> None:
+    book.decide(lambda: [Ask(Decided(0, scope, "retrain", True, f"retrain-{scope}", "because")) for scope in scopes])
 
 
 def told(folder: Path) -> list[list[str]]:
@@ -176,6 +181,59 @@ def test_what_cannot_be_reached_is_tried_again_after_longer_and_longer_pauses_an
         loop.step(t_ns)
     (trigger,) = loop.logbook.triggers()
     assert len(tries) == 8 and set(tries) == {trigger.id} and trigger.outcome == {"exit_code": 2, "reason": "Kubeflow is away"}
+
+
+def test_a_run_that_breaks_in_a_way_nobody_thought_of_ends_with_its_reason_and_keeps_no_other_from_running(tmp_path, caplog):
+    ran = []
+
+    def breaks(trigger):
+        ran.append(trigger.scope)
+        raise MemoryError if trigger.scope == "first" else ValueError("shapes (3,) (4,)")
+
+    loop = loop_of(tmp_path, breaks)
+    asked(loop.logbook, "first", "second")
+    loop.carry_out(DAY)
+    loop.carry_out(2 * DAY)
+    assert ran == ["first", "second"], "each once"
+    assert [t.outcome for t in loop.logbook.triggers()] == [{"exit_code": 4, "reason": "MemoryError"}, {"exit_code": 4, "reason": "ValueError: shapes (3,) (4,)"}]
+    assert "in breaks" in caplog.text, "where it broke is in the log"
+
+
+def test_a_run_that_is_killed_each_time_is_begun_again_after_longer_and_longer_pauses_and_not_for_ever(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    tries = []
+
+    def dies(trigger):
+        tries.append(minute)
+        raise Killed
+
+    loop = loop_of(tmp_path, dies)
+    loop.clock = lambda: 0
+    asked(loop.logbook, "first")
+    for minute in range(0, 2000, 5):  # noqa: B007
+        with contextlib.suppress(Killed):
+            loop.carry_out(DAY + minute * HOUR // 60)
+    (trigger,) = loop.logbook.triggers()
+    assert tries == [0, 5, 15, 35, 75, 155, 315, 635]
+    assert (trigger.state, trigger.outcome["exit_code"]) == ("ended", 4) and "begun 8 times, and never came to an end" in trigger.outcome["reason"]
+
+
+def test_pauses_begin_and_runs_end_when_they_are_over(tmp_path):
+    passed, codes = [0], [2, 0]
+
+    def takes_an_hour(trigger):
+        passed[0] += HOUR
+        return {"exit_code": codes.pop(0)}
+
+    loop = loop_of(tmp_path, takes_an_hour)
+    loop.clock = lambda: passed[0]
+    asked(loop.logbook, "first")
+    assert loop.carry_out(DAY) == [] and loop.logbook.triggers()[0].turned_ns == DAY + HOUR
+    assert loop.carry_out(DAY + HOUR + HOUR // 60) == [] and len(codes) == 1, "a minute after it failed"
+    (end,) = loop.carry_out(DAY + 2 * HOUR)
+    assert end.ended_ns == loop.logbook.triggers()[0].ended_ns == DAY + 3 * HOUR
 
 
 def test_a_gate_that_says_no_ends_the_run_and_its_reason_is_kept(tmp_path):

@@ -8,6 +8,7 @@ __all__ = ['log', 'Look', 'Run', 'Seen', 'apart', 'LoopMetrics', 'Step', 'Contro
 # %% ../../nbs/loop/controller.ipynb #ctrl3
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,7 @@ class LoopMetrics:
 # %% ../../nbs/loop/controller.ipynb #ctrlb
 _DAY_NS = 86_400 * 10**9
 _PAST_NS = 45 * _DAY_NS  # of rows that the policy is shown
-_STARTS = 8              # so often a run is begun that can't reach what it needs,
+_STARTS = 8              # so often a run is begun that can't reach what it needs, or is killed,
 _PAUSE_NS = 300 * 10**9  # so long after the first try, and twice as long after each further one
 
 
@@ -149,9 +150,10 @@ class Controller:
         run: Run,                            # what to do for a trigger, such as `pdm.loop.act.Actions(settings).run`; called again for the same one after a kill
         look: Look,                          # such as `pdm.loop.lookout.Lookout(settings, policy).at`
         metrics: LoopMetrics | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,  # how long a run took, ns; when it was begun is told by whoever drives the loop
     ):
         self.settings, self.policy, self.logbook, self.run, self.look = settings, policy, logbook, run, look
-        self.metrics = metrics or LoopMetrics()
+        self.metrics, self.clock = metrics or LoopMetrics(), clock
 
     @property
     def every_s(self) -> float:
@@ -229,18 +231,17 @@ class Controller:
     def carry_out(self,
         now_ns: int,
     ) -> list[Trigger]:  # those that have ended by it
-        "Run what was asked for and has not ended, whoever asked. What can't be reached now is tried again, after longer and longer pauses, for half a day."
-        ended = []
+        "Run what was asked for and has not ended, whoever asked. What can't be reached now, or was killed, is tried again after longer and longer pauses, for half a day."
+        ended, begun_ns = [], now_ns - self.clock()
         for trigger in self.logbook.triggers(standing=True):
-            if trigger.state == "waiting" and now_ns < (trigger.turned_ns or 0) + _PAUSE_NS * 2 ** (trigger.starts - 1):
+            now_ns = begun_ns + self.clock()
+            if trigger.starts and now_ns < (trigger.turned_ns or 0) + _PAUSE_NS * 2 ** (trigger.starts - 1):
                 continue
             with self.logbook.take(trigger.id, now_ns) as mine:
                 if mine is None:
                     continue
-                try:
-                    outcome = dict(self.run(mine))
-                except PdmError as e:
-                    outcome = {"exit_code": e.exit_code, "reason": str(e)}
+                outcome = self._outcome(mine)
+                now_ns = begun_ns + self.clock()
                 if outcome.get("exit_code") == 2 and mine.starts < _STARTS:
                     log.warning("%s waits: %s", mine.id, outcome.get("reason"))
                     self.logbook.wait(mine.id, now_ns, outcome)
@@ -249,6 +250,18 @@ class Controller:
                 self.metrics.runs.labels(mine.action, str(outcome.get("exit_code", 0))).inc()
                 ended.append(mine._replace(state="ended", ended_ns=now_ns, outcome=outcome))
         return ended
+
+    def _outcome(self, trigger: Trigger) -> dict[str, Any]:
+        "What came of its run, whatever that was."
+        if trigger.starts > _STARTS:
+            return {"exit_code": 4, "reason": f"it was begun {_STARTS} times, and never came to an end: killed, as where memory is short"}
+        try:
+            return dict(self.run(trigger))
+        except PdmError as e:
+            return {"exit_code": e.exit_code, "reason": str(e)}
+        except Exception as e:  # nobody knows what: it is told, and keeps no other run from being begun
+            log.exception("%s broke", trigger.id)
+            return {"exit_code": 4, "reason": f"{type(e).__name__}{': ' * bool(str(e))}{e}"}
 
     def replay(self,
         since_ns: int,
