@@ -22,10 +22,11 @@ from pdm.data.spans import Span
 from pdm.errors import InvalidInput, PartMissing
 from pdm.loop.controller import Controller, Seen
 from pdm.loop.labels import Label
-from pdm.loop.logbook import Ask, Decided, Logbook
+from pdm.loop.logbook import Ask, Decided, Evaluated, Logbook
 from pdm.loop.lookout import Standards
 from pdm.loop.observed import Observed, watch
 from pdm.loop.policy import parse_policy
+from pdm.loop.quarantine import resolve, suspect
 from pdm.model.detector import Detector
 from pdm.stream.records import Event, Row
 
@@ -212,7 +213,7 @@ def test_a_run_that_is_killed_each_time_is_begun_again_after_longer_and_longer_p
     loop = loop_of(tmp_path, dies)
     loop.clock = lambda: 0
     asked(loop.logbook, "first")
-    for minute in range(0, 2000, 5):  # noqa: B007
+    for minute in range(0, 2000, 5):
         with contextlib.suppress(Killed):
             loop.carry_out(DAY + minute * HOUR // 60)
     (trigger,) = loop.logbook.triggers()
@@ -317,6 +318,43 @@ def test_a_label_and_work_on_the_machine_let_go_what_the_loop_held(tmp_path):
     other.logbook.add_labels([Label(FLEET[3], 5 * DAY, 5 * DAY, "false_alarm", by="hannah")], 5 * DAY)
     other.step(5 * DAY + 4 * HOUR)
     assert other.logbook.spans()[0].what == "sound"
+
+
+def test_work_on_a_machine_that_is_still_called_faulty_opens_no_gap_in_what_is_held_and_the_loop_goes_on(tmp_path):
+    ran, said = [], []
+
+    def look(now_ns, labels=(), spans=()):
+        for s in look_at_a_warm_hall(now_ns):
+            yield Seen(made_up(s.observed.asset, now_ns, None, tuple(e for e in said if e.asset == s.observed.asset and e.t_ns < now_ns)), s.attribution, s.drift, s.promise)
+
+    loop = loop_of(tmp_path, lambda trigger: ran.append(trigger) or {"exit_code": 0}, look)
+    fires = 5 * DAY + 12 * HOUR
+    said.append(Event(FLEET[3], "", "", "operation", fires - HOUR, 0, -1, {"what": "started"}))
+    for t_ns in range(3 * DAY, 7 * DAY, 4 * HOUR):
+        loop.step(t_ns)
+    (run,) = ran
+    assert run.t_ns == fires, "the look that is told of the work is the one that trains"
+    spans = [Span.parse(s) for s in run.arguments["spans"]]
+    assert [(s.since_ns, s.until_ns) for s in spans if s.what == "held"] == [(4 * DAY, fires - HOUR), (fires - HOUR, None)]
+    assert [(h.state, h.since_ns) for h in loop.logbook.held()] == [("kept", 4 * DAY), ("open", fires - HOUR)], "what began with the work is not ended by it"
+
+
+def looked_at(t_ns: int, cause: str = "none", windows: int = 48) -> Evaluated:
+    return Evaluated(t_ns, FLEET[0], cause != "none", cause, 0.9, "none", f"{cause}, it seems", {"windows": windows})
+
+
+@pytest.mark.parametrize(
+    ("runs", "days", "frees"),
+    [(lambda d: True, range(17), True), (lambda d: d == 2, range(17), False), (lambda d: d % 7 < 5, range(17), True), (lambda d: True, (0, 16), False)],
+    ids=["always", "stands still but for a day", "five days a week", "nobody looked"],
+)
+def test_time_frees_only_a_machine_that_was_seen_to_run_without_suspicion(tmp_path, runs, days, frees):
+    with Logbook(tmp_path / "loop.db") as book:
+        suspect(book, [looked_at(DAY, "unknown")])
+        for t_ns in (DAY + d * DAY + k * 4 * HOUR for d in days for k in range(1, 7)):
+            book.add_evaluations([looked_at(t_ns, windows=48 * runs(t_ns // DAY))])
+            resolve(book, [], [], t_ns)
+        assert [h.state for h in book.held()] == ["free" if frees else "open"]
 
 
 def test_one_machine_is_calibrated_anew_after_work_with_its_windows_since_then_and_once(tmp_path):

@@ -178,8 +178,8 @@ class Controller:
         with book.transaction():
             rows = self._rows(seen, book.spans())
             book.add_evaluations(rows)
-            held = suspect(book, rows)
             resolved = resolve(book, labels, events, now_ns, self.policy.default.quarantine_days * 86_400)
+            held = suspect(book, rows)  # what has just ended with work is held anew where it is still suspicious: no run of this turn may learn it
             decisions: list[Decision] = []
 
             def judge() -> list[Ask]:

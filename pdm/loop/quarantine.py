@@ -20,6 +20,7 @@ _SOUND = ("false_alarm", "process", "inspected_healthy")
 _KEPT = ("damage", "failure", "sensor", "nuisance")
 _WORK = ("maintenance", "maintenance_ended", "operation")
 _TOGETHER_NS = 12 * 3600 * 10**9  # what begins so much earlier than its group's drift began otherwise
+_PARTS = 14      # of the time after which what is held is free: in half of them, at least, it must have been seen to run
 _AGAIN_NS = 3600 * 10**9  # a beginning that is dated so much earlier than before is worth a line
 
 
@@ -97,11 +98,11 @@ def _by_label(h: Held, labels: Sequence[Label]) -> tuple[str, str, str, int | No
 
 
 def _by_work(h: Held, events: Sequence[Event]) -> tuple[str, str, str, int | None] | None:
-    done = [e for e in events if e.asset == h.asset and e.kind in _WORK and e.t_ns >= h.since_ns and (h.until_ns is None or e.t_ns <= h.until_ns)]
+    done = [e for e in events if e.asset == h.asset and e.kind in _WORK and e.t_ns > h.since_ns and (h.until_ns is None or e.t_ns <= h.until_ns)]
     if not done:
         return None
     e = min(done, key=lambda e: e.t_ns)
-    return "free" if e.t_ns == h.since_ns else "kept", str(e.details.get("by") or "maintenance"), f"{e.details.get('what') or 'work on the machine'}: what follows is another machine", e.t_ns
+    return "kept", str(e.details.get("by") or "maintenance"), f"{e.details.get('what') or 'work on the machine'}: what follows is another machine", e.t_ns
 
 
 def _by_time(h: Held, logbook: Logbook, now_ns: int, time_rule_s: float) -> tuple[str, str, str, int | None] | None:
@@ -109,8 +110,10 @@ def _by_time(h: Held, logbook: Logbook, now_ns: int, time_rule_s: float) -> tupl
         return None
     since_ns = now_ns - round(time_rule_s * 1e9)
     rows = logbook.evaluations(h.asset, since_ns)
-    if h.opened_ns > since_ns or not rows or any(suspicion(r) or r.details.get("alarm_since_ns") is not None for r in rows):
+    if h.opened_ns > since_ns or any(suspicion(r) or r.details.get("alarm_since_ns") is not None for r in rows):
         return None
+    if 2 * len({(r.t_ns - since_ns) * _PARTS // (now_ns + 1 - since_ns) for r in rows if r.details.get("windows")}) < _PARTS:
+        return None  # nothing is known of a machine that stands still, or that nobody looks at
     return "free", LOOP, f"nothing was held against it for {time_rule_s / 86_400:g} days", None
 
 
