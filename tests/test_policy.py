@@ -232,3 +232,21 @@ def test_a_recalibration_that_failed_for_want_of_data_is_tried_again_a_day_later
     for ago, fires in ((EVERY, False), (1.5 * DAY, True)):
         failed = ended(round(past[-1].t_ns - ago), FLEET[0], "recalibrate", outcome={"exit_code": 1, "reason": "too few windows"})
         assert next(d for d in rule(Policy(), past, [failed], past[-1].t_ns) if d.scope == FLEET[0]).fired == fires
+
+
+def test_a_refused_recalibration_is_tried_again_a_day_later_and_after_the_second_a_person_is_asked_once():
+    past = days(6, FLEET[:1], action="recalibrate", clean=500)
+
+    def ask(hours: int, *tries: Trigger):
+        now = START + hours * HOUR
+        return next(d for d in rule(Policy(), [r for r in past if r.t_ns <= now], tries, now) if d.scope == FLEET[0])
+
+    refused = {"outcome": {"exit_code": 3, "reason": "it hears less"}}
+    first, second = ended(START + DAY, FLEET[0], "recalibrate", **refused), ended(START + 2 * DAY, FLEET[0], "recalibrate", **refused)
+    assert ask(44, first).reasons and "it failed at" in ask(44, first).sentence and ask(48, first).trigger
+    found = ask(52, first, second)
+    assert (found.action, found.fired, found.trigger, found.assets) == ("ask", True, "", (FLEET[0],)) and "2 new calibrations" in found.sentence and "it hears less" in found.sentence
+    later = ask(120, first, second)
+    assert (later.action, later.fired, later.trigger) == ("ask", False, "") and "asked before" in later.sentence
+    broke = ended(START + DAY, FLEET[0], "recalibrate", outcome={"exit_code": 4, "reason": "MemoryError"})
+    assert ask(48, broke).trigger
