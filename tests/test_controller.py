@@ -269,6 +269,26 @@ def test_rows_of_the_past_are_added_to_and_a_damaged_logbook_is_not_begun_anew(t
     assert (tmp_path / "loop.db").read_bytes() == b"\0" * 8192
 
 
+@pytest.mark.parametrize("table", ["held", "evaluation"])
+def test_damage_is_told_when_a_logbook_is_opened_and_in_what_grows_for_years_when_that_is_read(tmp_path, table):
+    with Logbook(tmp_path / "loop.db") as book:
+        book.add_evaluations([looked_at(t_ns) for t_ns in range(100)])
+        book.hold(FLEET[0], DAY, None, "it whistles", "igor", DAY)
+        size = book._db.execute("PRAGMA page_size").fetchone()[0]
+        page = book._db.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()[0]
+    with open(tmp_path / "loop.db", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    if table == "held":
+        with pytest.raises(PartMissing, match="damaged"):
+            Logbook(tmp_path / "loop.db")
+        return
+    with Logbook(tmp_path / "loop.db") as book:
+        assert len(book.held()) == 1
+        with pytest.raises(PartMissing, match="damaged"):
+            book.evaluations()
+
+
 # --- held
 
 

@@ -95,6 +95,7 @@ CREATE TABLE held_turn (id INTEGER PRIMARY KEY, held INTEGER NOT NULL REFERENCES
 CREATE TABLE label (id TEXT PRIMARY KEY, asset TEXT NOT NULL, t_ns INTEGER NOT NULL, until_ns INTEGER NOT NULL, what TEXT NOT NULL, fault TEXT NOT NULL, source TEXT NOT NULL,
     by TEXT NOT NULL, comment TEXT NOT NULL, episode TEXT NOT NULL, imported_ns INTEGER NOT NULL)
 """
+_SMALL = ("held", "held_turn", "trigger", "trigger_turn", "label")  # checked at each opening; of what grows for years, what is read
 _STATES = ("kept", "sound", "free", "open")
 
 
@@ -120,8 +121,6 @@ class Logbook:
         try:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "journal_size_limit = 4194304"):
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
-            if (found := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise sqlite3.DatabaseError(found)
             with self.transaction() as db:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version > _VERSION:
@@ -130,13 +129,19 @@ class Logbook:
                     for statement in _SCHEMA.split(";"):
                         db.execute(statement)
                     db.execute(f"PRAGMA user_version = {_VERSION}")
+            for table in _SMALL:
+                if (found := self._db.execute(f"PRAGMA quick_check({table})").fetchone()[0]) != "ok":
+                    raise sqlite3.DatabaseError(found)
         except sqlite3.Error as e:
             self._db.close()
-            raise PartMissing(f"the logbook {self.path} is damaged, or can't be written ({e}): bring back a copy of it, or move it away and hold again "
-                              "(predmaint quarantine hold) what must not be learnt") from e
+            raise self._damaged(e) from e
         except BaseException:
             self._db.close()
             raise
+
+    def _damaged(self, e: sqlite3.Error) -> PartMissing:
+        return PartMissing(f"the logbook {self.path} is damaged, or can't be written ({e}): bring back a copy of it, or move it away and hold again "
+                           "(predmaint quarantine hold) what must not be learnt")
 
     def close(self) -> None:
         self._db.close()
@@ -164,7 +169,10 @@ class Logbook:
     def _rows(self, table: str, columns: str, where: Mapping[str, Any], order: str) -> list[tuple]:
         "Rows where all of these hold; a condition whose value is None or empty is left out."
         some = {k: v for k, v in where.items() if v not in (None, "")}
-        return self._db.execute(f"SELECT {columns} FROM {table}{' WHERE ' * bool(some)}{' AND '.join(some)} ORDER BY {order}", list(some.values())).fetchall()
+        try:
+            return self._db.execute(f"SELECT {columns} FROM {table}{' WHERE ' * bool(some)}{' AND '.join(some)} ORDER BY {order}", list(some.values())).fetchall()
+        except sqlite3.Error as e:
+            raise self._damaged(e) from e
 
     # --- what was seen
 
