@@ -433,6 +433,26 @@ def test_a_week_that_somebody_holds_becomes_no_reference(tmp_path):
     assert standards._first_week(o, record, [Span(FLEET[0], 0, None, "held")]) is None
 
 
+def test_a_label_that_was_wrong_is_taken_back_by_its_author_and_what_it_kept_is_sound(tmp_path):
+    def says(what: str, by: str = "hannah") -> Label:
+        return Label(FLEET[0], 2 * DAY, 2 * DAY, what, by=by)
+
+    with Logbook(tmp_path / "loop.db") as book:
+        suspect(book, [looked_at(DAY, "unknown")])
+
+        def after(labels: list[Label]) -> tuple:
+            new = book.add_labels(labels, 3 * DAY)
+            resolve(book, book.labels(), [], 3 * DAY)
+            return new, [x.what for x in book.labels()], [h.state for h in book.held()]
+
+        assert after([says("damage"), says("maintenance")]) == (2, ["damage", "maintenance"], ["kept"]), "what is said at once is said together"
+        assert after([says("damage")]) == (0, ["damage", "maintenance"], ["kept"]), "the same again"
+        assert after([says("false_alarm")]) == (1, ["false_alarm"], ["sound"])
+        assert after([says("damage", "igor")])[1] == ["damage", "false_alarm"], "somebody else sees it otherwise"
+        assert sorted(after([says("process")])[1]) == ["damage", "process"] and sorted(after([says("false_alarm")])[1]) == ["damage", "false_alarm"], "and back again"
+        assert book._db.execute("SELECT count(*) FROM label").fetchone() == (6,), "nothing is taken out"
+
+
 # --- looked back
 
 

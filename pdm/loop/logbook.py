@@ -340,16 +340,44 @@ class Logbook:
         labels: Iterable[Label],
         now_ns: int,
     ) -> int:  # how many are new: the same finding again is one label
+        "What the same author says later of the same asset and time takes the place of what it said before; what was said stays written."
+        told: dict[tuple, dict[str, Label]] = {}
+        for x in labels:
+            told.setdefault(_told_by(x), {}).setdefault(x.id, x)
+        new = 0
         with self.transaction() as db:
-            return sum(db.execute("INSERT OR IGNORE INTO label VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                                  (x.id, x.asset, x.t_ns, x.until_ns, x.what, x.fault, x.source, x.by, x.comment, x.episode, now_ns)).rowcount for x in labels)
+            latest, = db.execute("SELECT max(imported_ns) FROM label").fetchone()
+            at_ns = max(now_ns, (latest or 0) + 1)  # one import, one time
+            holds = {x.id: _told_by(x) for x in self.labels()}
+            for who, some in told.items():
+                if all(name in holds for name in some):
+                    continue
+                for name, x in some.items():
+                    if holds.get(name, who) == who:
+                        n, = db.execute("SELECT count(*) FROM label WHERE substr(id, 1, 32) = ?", [name]).fetchone()
+                        db.execute("INSERT INTO label VALUES (?,?,?,?,?,?,?,?,?,?,?)", (f"{name}:{n}" if n else name, *_columns(x), at_ns))
+                        new += name not in holds
+        return new
 
     def labels(self,
         asset: str = "",
         since_ns: int | None = None,  # those that were still so then
     ) -> list[Label]:                 # oldest first
-        columns = "asset, t_ns, until_ns, what, fault, source, by, comment, episode"
-        return [Label(*row) for row in self._rows("label", columns, {"asset = ?": asset, "until_ns >= ?": since_ns}, "t_ns, id")]
+        "What was last said."
+        columns = "asset, t_ns, until_ns, what, fault, source, by, comment, episode, imported_ns"
+        rows = [(Label(*row), at_ns) for *row, at_ns in self._rows("label", columns, {"asset = ?": asset}, "t_ns, id")]
+        last: dict[tuple, int] = {}
+        for x, at_ns in rows:
+            last[_told_by(x)] = max(at_ns, last.get(_told_by(x), 0))
+        return [x for x, at_ns in rows if at_ns == last[_told_by(x)] and (since_ns is None or x.until_ns >= since_ns)]
+
+
+def _told_by(x: Label) -> tuple:
+    return x.asset, x.t_ns, x.source, x.by
+
+
+def _columns(x: Label) -> tuple:
+    return x.asset, x.t_ns, x.until_ns, x.what, x.fault, x.source, x.by, x.comment, x.episode
 
 
 def _json(content: Mapping[str, Any]) -> str:

@@ -74,6 +74,10 @@ def resolve(
     changed = []
     with logbook.transaction():
         for h in logbook.held():
+            back = h.state == "kept" and (h.turned_why.split() or [""])[0].rstrip(":") in _KEPT and _by_label(h, labels)  # a label may be taken back
+            if h.by == LOOP and back and back[0] == "sound":
+                changed.append(logbook.turn(h.id, *back[:3], now_ns, back[3]))
+                continue
             if h.by != LOOP or not (h.state == "open" or h.state == "kept" and h.until_ns is None):
                 continue
             open_ = h.state == "open"  # what is kept for good ends with work on the machine all the same
