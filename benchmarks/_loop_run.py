@@ -138,6 +138,7 @@ class Loop:
         self.policy = policy or parse_policy(POLICY)
         self.run = Run([first])
         self.looked: dict[str, tuple[int, Looked]] = {}
+        self.slip: Exception | None = None
 
     def go(self, until_ns: int | None = None) -> Run:
         "From the first model's start to the end."
@@ -148,6 +149,8 @@ class Loop:
             controller = Controller(Settings(state_dir=Path(folder), loop_every=self.every_h), self.policy, book, self._act, self._look)
             for now in range(self.run.models[0].since_ns + self.span_ns, end + 1, step):
                 turn = controller.step(now)
+                if self.slip:  # a controller survives it; a benchmark must not
+                    raise self.slip
                 self.run.asked |= {d.scope for d in turn.decisions if d.action == "ask" and d.fired}
                 self.run.steps.append(turn)
                 for s in turn.seen:
@@ -182,7 +185,11 @@ class Loop:
     # --- acting
 
     def _act(self, trigger: Trigger) -> dict[str, Any]:
-        outcome = (self._retrain if trigger.action == "retrain" else self._recalibrate)(trigger)
+        try:
+            outcome = (self._retrain if trigger.action == "retrain" else self._recalibrate)(trigger)
+        except Exception as e:
+            self.slip = e
+            raise
         self.run.actions.append((trigger.t_ns, trigger.action, trigger.scope, outcome))
         return outcome
 
