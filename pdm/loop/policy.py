@@ -326,9 +326,9 @@ def _of_asset(rules: Rules, asset: str, rows: Sequence[Evaluated], triggers: Seq
         if done := [t for t in since if t.state != "ended" or t.outcome.get("exit_code", 0) == 0]:
             return Decision(asset, "none", False, f"{name}: calibrated anew since the work of {_when(since_ns)} ({done[-1].state}{': ' * bool(why := done[-1].outcome.get('reason', ''))}{why})", assets=(asset,), since_ns=since_ns)
         if len(refused := [t for t in since if t.outcome.get("exit_code") == 3]) > 1:
-            before = any(r.t_ns > (refused[1].ended_ns or refused[1].t_ns) for r in rows[:-1])
-            return Decision(asset, "ask", not before, f"{name}: it sounds otherwise since the work of {_when(since_ns)}, and {len(refused)} new calibrations did not pass ({refused[-1].outcome.get('reason', 'no reason was told')}): "
-                            f"look at it, and at the work. No further one is made until it is worked on again{' (asked before)' if before else ''}", assets=(asset,), since_ns=since_ns)
+            asked = any(r.t_ns > (refused[1].ended_ns or refused[1].t_ns) for r in rows[:-1])
+            return Decision(asset, "ask", not asked, f"{name}: it sounds otherwise since the work of {_when(since_ns)}, and {len(refused)} new calibrations did not pass ({refused[-1].outcome.get('reason', 'no reason was told')}): "
+                            f"look at it, and at the work. No further one is made until it is worked on again{' (asked before)' if asked else ''}", assets=(asset,), since_ns=since_ns)
         reasons, clean = _kept(rules, mine, now_ns, cooldown=False), int(last.details.get("clean", 0))
         if failed := [t for t in since if now_ns - t.t_ns < 24 * _HOUR_NS]:
             reasons.append(f"it failed at {_when(failed[-1].t_ns)} ({failed[-1].outcome.get('reason', 'no reason was told')}), and is tried again a day later")
