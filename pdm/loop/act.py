@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Settings, load_assets
+from ..data.spans import moment_ns
 from ..data.training import TrainingData, gather
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError
 from .drift import Reference
@@ -151,7 +152,7 @@ class Actions:
             data = gather(told["source"], [told["asset"]], name=detector.contract.name, stream=told.get("stream") or None, since=told["since"], until=told["until"],
                           spans=told.get("spans", ()))
             new = recalibrated(detector, data)
-            bundle, _ = new.export(Path(folder) / "after", max(detector.contract.revision + 1, data.newest_ns // 10**9))
+            bundle, _ = new.export(Path(folder) / "after", max(detector.contract.revision + 1, moment_ns(told["until"]) // 10**9))
             beside = release_of(bundle.path)[-1]
             for file in sorted((before / f"{base}.calibration").glob("*.reference.npz")):
                 was = Reference.load(file)
