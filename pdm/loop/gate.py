@@ -22,7 +22,7 @@ from ..data.parts import Windows
 from ..data.spans import Span
 from ..data.training import TrainingData
 from ..errors import InvalidInput, NotEnoughData, PdmError
-from .drift import EFFECT, shift
+from .drift import EFFECT, SPAN_S, shift
 from .exam import MARGIN, Exam, exam_figure, paired_difference, sit
 from .judged import Criterion, Judged, decide, judge, scores_of
 from .learned import above_db, at_its_best, learned, within
@@ -119,10 +119,11 @@ _CHANCE = 1e-3  # that scores of healthy windows lie so far apart, over all asse
 
 def _as_calibrated(detector: Detector, data: TrainingData, part: str) -> Criterion:
     "Whether it scores recent windows as it scored those that its thresholds come from."
-    shifts = {a: s for a, w in data.parts[part].items() if (record := detector.calibrations.get(a)) and
+    whole = {a: w for a, w in data.parts[part].items() if len(w) and w.t_ns[-1] - w.t_ns[0] >= 0.75 * SPAN_S * 1e9}  # hours of a day differ, and so do recordings of seconds
+    shifts = {a: s for a, w in whole.items() if (record := detector.calibrations.get(a)) and
               (s := shift(f"score/{a}", np.array(record.scores_db) - record.threshold_db, above_db(detector, data, a, w), lag=1))}
     if not shifts:
-        return Criterion("calibration", True, "no asset has windows enough to tell", skipped=True)
+        return Criterion("calibration", True, "no asset has windows of a day, which it takes to tell", skipped=True)
     most = max(shifts.values(), key=lambda s: abs(s.effect))
     numbers = {"assets": len(shifts), "most": most.effect, "chance": min(1.0, most.p_value * len(shifts))}
     if others := {a: s for a, s in shifts.items() if abs(s.effect) >= EFFECT and s.p_value < _CHANCE / len(shifts)}:

@@ -118,9 +118,10 @@ def judge(
 def choose_kind(
     judged: Mapping[str, Judged],  # of each kind, on the part `validate`
 ) -> dict[str, Any]:               # `kind`, `reason` in words, `table`
-    "The kind that hears most; of equals the cheaper. One whose promise is refuted is taken only where there is no other."
+    "The kind that hears most; of equals the cheaper. One whose promise is refuted is taken only where there is no other; before that, the champion calibrated anew."
     kept = {kind: j for kind, j in judged.items() if j.chance >= REFUTED} or judged
-    return choose({kind: j.injected for kind, j in kept.items()}, {kind: KINDS[kind].cost if kind in KINDS else -1 for kind in kept})  # the champion calibrated anew costs nothing
+    new = {kind: j for kind, j in kept.items() if kind in KINDS} or kept
+    return choose({kind: j.injected for kind, j in new.items()}, {kind: KINDS[kind].cost if kind in KINDS else 0 for kind in new})
 
 # %% ../../nbs/loop/judged.ipynb #gate20
 def frozen_set(
