@@ -40,10 +40,10 @@ def wait_for(true: Callable[[], Any], timeout_s: float = 30) -> Any:
     return found
 
 
-def alive(process: psutil.Process) -> bool:
-    "Whether it runs; it may end while it is looked at."
+def alive(process: psutil.Process, name: str = "") -> bool:
+    "Whether it runs, and its name begins so; it may end while it is looked at."
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and process.name().startswith(name)
     except psutil.NoSuchProcess:
         return False
 

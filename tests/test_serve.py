@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 
 def stubs(server):
     "The processes that execute models, by process id."
-    return {p.pid: p for p in psutil.Process(server.pid).children() if alive(p) and p.name().startswith("triton_python")}
+    return {p.pid: p for p in psutil.Process(server.pid).children() if alive(p, "triton_python")}
 
 
 def gone(processes):

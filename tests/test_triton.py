@@ -67,7 +67,7 @@ def versions(engine):
 
 
 def stubs(engine):
-    return [p for p in psutil.Process(engine.server.pid).children() if alive(p) and p.name().startswith("triton_python")]
+    return [p for p in psutil.Process(engine.server.pid).children() if alive(p, "triton_python")]
 
 
 # the configuration
