@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 from _bench import check
 from _loop_peers import PEERS
-from _loop_run import fit, tracks_of, training_data
+from _loop_run import fit, so_many, tracks_of, training_data
 from _loop_world import KINDS, RATE_HZ, Plant, Track
 from onnx import numpy_helper
-from scipy import stats
 
 from pdm.data.inject import inject_fault
 from pdm.data.spans import Span
@@ -112,11 +111,6 @@ def tried(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _interval(k: int, n: int) -> str:
-    low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
-    return f"{k} of {n}, 95 % {low:.3f} to {high:.3f}"
-
-
 def measure(quick: bool) -> tuple[list[dict], dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -127,13 +121,13 @@ def measure(quick: bool) -> tuple[list[dict], dict[str, Any]]:
 def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
     sound, vouched, all_of = ([r for r in rows if r["what"] == "sound"], [r for r in rows if r["what"] == FOUND_SOUND], [r for r in rows if r["what"] not in ("sound", FOUND_SOUND)])
     through, n = [r for r in all_of if r["passed"]], len(all_of)
-    checks = [check("poisoned_promoted_count", len(through), "<= 0", f"{_interval(len(through), n)}; " + (", ".join(f"{r['what']} {r['how']} (seed {r['seed']})" for r in through[:6]) or "each stopped"))]
+    checks = [check("poisoned_promoted_count", len(through), "<= 0", f"{so_many(len(through), n)}; " + (", ".join(f"{r['what']} {r['how']} (seed {r['seed']})" for r in through[:6]) or "each stopped"))]
     checks += [check(f"poisoned_promoted_count_peer_{p}", n if p in ("any_drift", "weekly") else 0, ">= 0", "promotes whatever it has trained: there is no gate" if p in ("any_drift", "weekly") else "it never promotes")
                for p in PEERS]
     passed = sum(r["passed"] for r in vouched)
-    checks.append(check("vouched_promoted_count", passed, "<= 0", f"the same fault of one machine, which somebody or the loop's attribution has called sound by mistake: {_interval(passed, len(vouched))}; ours: no target in the issue"))
+    checks.append(check("vouched_promoted_count", passed, "<= 0", f"the same fault of one machine, which somebody or the loop's attribution has called sound by mistake: {so_many(passed, len(vouched))}; ours: no target in the issue"))
     passed = sum(r["passed"] for r in sound)
-    checks.append(check("sound_promoted_rate", passed / len(sound), ">= 0.9", f"the control, learnt on the same plant: {_interval(passed, len(sound))}; ours: no target in the issue"))
+    checks.append(check("sound_promoted_rate", passed / len(sound), ">= 0.9", f"the control, learnt on the same plant: {so_many(passed, len(sound))}; ours: no target in the issue"))
     kinds = {w: [r for r in rows if r["what"] == w] for w in dict.fromkeys(r["what"] for r in rows if r["what"] != "sound")}
     table = {w: {"tried": len(some), "passed": sum(r["passed"] for r in some), "stopped by": {c: k for c in dict.fromkeys(c for r in some for c in r["by"]) if (k := sum(c in r["by"] for r in some))}} for w, some in kinds.items()}
     return checks, {"poison": {**table, "sound": {"tried": len(sound), "stopped by": [r["by"] for r in sound if not r["passed"]]}, "faults": sorted({r["how"] for r in all_of if r["how"]})}}

@@ -25,7 +25,7 @@ from pdm.loop.judged import choose_kind, judge
 from pdm.loop.logbook import Logbook, Trigger
 from pdm.loop.lookout import REFUTED_AT_A_LOOK
 from pdm.loop.observed import Observed, watch
-from pdm.loop.performance import promise
+from pdm.loop.performance import promise, share
 from pdm.loop.policy import Policy, parse_policy
 from pdm.model.detector import Detector
 from pdm.stream.records import Event
@@ -38,6 +38,11 @@ POLICY = """
 default: {min_clean_windows: 800, min_clean_after_work: 150}
 groups: [{name: fleet, share: 0.5, retraining: {name: m, kinds: [mahalanobis], false_alarms_per_day: 0.1}}]
 """                                # all else as it is shipped; so many windows are two days of three machines
+
+
+def so_many(k: int, n: int) -> str:
+    "A count in words, with its interval."
+    return f"{k} of {n}, 95 % {s.low:.3f} to {s.high:.3f}" if (s := share(k, n)) else "no runs"
 
 
 def fit(tracks: Mapping[str, Track], kind: str = "mahalanobis", hop_s: float = HOP_S, promised: float = PROMISED) -> Detector:

@@ -28,7 +28,7 @@ import numpy as np
 from _bench import RESULTS, arguments, check, report
 from _loop_peers import PEERS, adaptive_alarm, first_retraining
 from _loop_peers import run as run_peer
-from _loop_run import LIVE_D, PROMISED, Loop, Model, Run, first_model
+from _loop_run import LIVE_D, PROMISED, Loop, Model, Run, first_model, so_many
 from _loop_world import ASSETS, DAY_NS, FAULTS, KINDS, SENSORS, Plant, Track, wear, world_change
 from scipy import stats
 
@@ -62,10 +62,10 @@ def _live(r: Run) -> int | None:
     return r.models[1].since_ns if len(r.models) > 1 else None
 
 
-def _false_alarms(r: Run, since_ns: int, but: str = "") -> dict[str, float]:
-    "Of the last model: episodes in running days, over all machines but one, and whether any promise is refuted. A machine that was held back from it has a lent calibration, which promises nothing."
+def _false_alarms(r: Run, since_ns: int) -> dict[str, float]:
+    "Of the last model: episodes in running days, over all machines, and whether any promise is refuted. A machine that was held back from it has a lent calibration, which promises nothing."
     m = r.models[-1]
-    told = {a: promise(o, m.detector.calibration_of(a), max(since_ns, m.since_ns), refuted=REFUTED / ASSETS) for a, o in m.observed.items() if a != but}
+    told = {a: promise(o, m.detector.calibration_of(a), max(since_ns, m.since_ns), refuted=REFUTED / ASSETS) for a, o in m.observed.items()}
     own, lent = ([p for a, p in told.items() if (a in m.detector.calibrations) == has] for has in (True, False))
     return {"episodes": sum(p.episodes for p in own), "days": sum(p.days for p in own), "refuted": any(p.refuted for p in own), "lent": len(lent), "lent_episodes": sum(p.episodes for p in lent)}
 
@@ -81,7 +81,7 @@ def drift(seed: int) -> list[dict[str, Any]]:
     before = [promise(o, first.detector.calibration_of(a), change, refuted=REFUTED / ASSETS) for a, o in first.observed.items()]
     alone = Loop(plant, tracks, first).go()
     row: dict[str, Any] = {"part": "drift", "seed": seed, "kind": plant.kind, "events": [e["kind"] for e in plant.events], "harmful": any(p.refuted for p in before),
-                           "acted": bool([x for x in alone.actions if x[3].get("passed")]), "retrained": bool(alone.retrained(True)), "fired": bool(alone.retrained()),
+                           "acted": len(alone.models) > 1, "fired": bool(alone.retrained()),
                            "kinds": [x[3].get("kind") for x in alone.actions], "reasons": [x[3].get("reason", "")[:200] for x in alone.actions], "asked": len(alone.asked)}
     if row["acted"]:
         live = alone.models[1].since_ns
@@ -173,16 +173,9 @@ def healthy(seed: int, days: float = 90.0) -> list[dict[str, Any]]:
 
 # --- figures
 
-def _wilson(k: int, n: int) -> str:
-    if not n:
-        return "no runs"
-    low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
-    return f"{k} of {n}, 95 % {low:.3f} to {high:.3f}"
-
-
 def _rate(rows: list[dict[str, Any]], yes: Callable[[dict[str, Any]], bool]) -> tuple[float | None, str]:
     k, n = sum(map(yes, rows)), len(rows)
-    return (k / n if n else None), _wilson(k, n)
+    return (k / n if n else None), so_many(k, n)
 
 
 def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
@@ -195,7 +188,7 @@ def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
         delays = [r["delay_d"] for r in harmful if r["acted"]]
         checks.append(check("drift_retrained_rate", value, ">= 0.95", f"harmful drift acted on: {note}; median delay {np.median(delays):.2f} d" if delays else note))
         needless = sum(r["fired"] for r in benign)
-        checks.append(check("benign_retrained_count", needless, "<= 0", f"benign drift for which a retraining was begun, {_wilson(needless, len(benign))}; ours: no target in the issue"))
+        checks.append(check("benign_retrained_count", needless, "<= 0", f"benign drift for which a retraining was begun, {so_many(needless, len(benign))}; ours: no target in the issue"))
         after = [r["after"] for r in of["drift"] if r.get("after")]
         broken, episodes, days = sum(a["refuted"] for a in after), sum(a["episodes"] for a in after), sum(a["days"] for a in after)
         low, high = poisson_interval(episodes, days)
@@ -211,14 +204,14 @@ def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
     for part in ("fault", "sensor", "unknown"):
         if some := of[part]:
             n = sum(r["retrained"] > 0 for r in some)
-            checks.append(check(f"{part}_retrained_count", n, "<= 0", _wilson(n, len(some))))
+            checks.append(check(f"{part}_retrained_count", n, "<= 0", so_many(n, len(some))))
             for p in PEERS:
                 n = sum(r[f"peer_{p}"]["retrained"] > 0 for r in some)
-                checks.append(check(f"{part}_retrained_count_peer_{p}", n, ">= 0", _wilson(n, len(some))))
+                checks.append(check(f"{part}_retrained_count_peer_{p}", n, ">= 0", so_many(n, len(some))))
     if of["sensor"]:
         value, note = _rate(of["sensor"], lambda r: r["sensor_alarm"])
         checks.append(check("sensor_alarm_rate", value, ">= 0.95", note))
-        tables["sensor alarm by fault"] = {s: _wilson(sum(r["sensor_alarm"] for r in mine), len(mine)) for s in SENSORS if (mine := [r for r in of["sensor"] if r["what"] == s])}
+        tables["sensor alarm by fault"] = {s: so_many(sum(r["sensor_alarm"] for r in mine), len(mine)) for s in SENSORS if (mine := [r for r in of["sensor"] if r["what"] == s])}
     if of["unknown"]:
         value, note = _rate(of["unknown"], lambda r: r["asked"])
         checks.append(check("unknown_asked_rate", value, ">= 1", note))
@@ -233,10 +226,10 @@ def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
                                 f"{note}; the twin is not silent in {loud} (1 % of its windows is silence). Of {len(all_of)} runs a new model is live in {sum(r['live'] for r in all_of)}, and heard can the fault be in these"))
             kept = [r["alarmed"] and (r["heard_h"] is None or (r["delay_h"] - r["heard_h"]) * 3600e9 <= 1.01 * HOP_NS) for r in asked]
             checks.append(check(f"mixed_delay_kept_rate{suffix}", float(np.mean(kept)) if kept else None, ">= 0" if suffix else ">= 0.95",
-                                f"{_wilson(sum(kept), len(kept))}: no more than one window later than a model that has never seen the fault"))
+                                f"{so_many(sum(kept), len(kept))}: no more than one window later than a model that has never seen the fault"))
         asked = [r for r in mixed if r["live"] and r["heard"]]
         tables["mixed: later than a model that has never seen the fault, h"] = {f"{q:.0%}": round(float(np.quantile(late, q)), 2) for q in (0.5, 0.9, 1.0)} if (late := [r["delay_h"] - r["heard_h"] for r in asked if r["alarmed"] and r["heard_h"] is not None]) else {}
-        tables["mixed by fault"] = {f: _wilson(sum(r["alarmed"] and r["twin_silent"] for r in mine), len(mine)) for f in FAULTS if (mine := [r for r in asked if r["fault"] == f])}
+        tables["mixed by fault"] = {f: so_many(sum(r["alarmed"] and r["twin_silent"] for r in mine), len(mine)) for f in FAULTS if (mine := [r for r in asked if r["fault"] == f])}
         tables["mixed: share of the time in alarm from the first one on, median: with the loop, of a model that has never seen the fault"] = [round(float(np.median([r[x] for r in asked])), 3) for x in ("alarm_share", "heard_share")] if asked else []
         tables["mixed: runs that learnt windows of a worn machine; greatest severity learnt, of 0.95"] = [sum(r["learnt_worn"] > 0 for r in mixed), round(max(r["learnt_severity"] for r in mixed), 3)]
         tables["mixed: no new model; of them heard, alarmed"] = [len(still := [r for r in mixed if not r["live"]]), sum(r["heard"] for r in still), sum(r["heard"] and r["alarmed"] for r in still)]

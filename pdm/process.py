@@ -67,8 +67,7 @@ class SignalEvent(threading.Event):
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM alike raise `KeyboardInterrupt`, so that everything is closed on the way out. They set the event too, since an exception
-    that is raised while Python forks a child, or within a callback, is swallowed: whoever goes on
-    then finds it set."""
+    that is raised while Python forks a child, or within a callback, is swallowed: whoever goes on then finds it set."""
     stop = SignalEvent()
     if threading.current_thread() is not threading.main_thread():
         yield stop
