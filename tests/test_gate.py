@@ -231,6 +231,19 @@ def test_both_are_asked_about_the_same_windows(fleet, champion):
     assert exam.heard["champion"].shape[2] == len(STRENGTHS) and set(exam.assets) == set(fleet.assets)
 
 
+def cautious(detector, by_db):
+    "The same model, whose thresholds lie higher than need be."
+    records = [r.model_copy(update={"threshold_db": r.threshold_db + by_db}) for r in detector.calibrations.values()]
+    return Detector(detector.contract, records[-1], detector._run, detector.onnx, None, records, detector._examples)
+
+
+def test_a_higher_threshold_makes_no_worse_model_and_a_deaf_one_is_refused_all_the_same(fleet, champion):
+    exam = sit({"challenger": cautious(champion, 2.0), "champion": champion}, fleet)
+    assert exam.mean("challenger") < exam.mean("champion") and np.array_equal(exam.alike["challenger"], exam.alike["champion"], equal_nan=True)
+    assert gate(cautious(champion, 2.0), champion, fleet).passed
+    assert stopped_by(gate(cautious(champion, 12.0), champion, fleet)) == {"faults"}
+
+
 def test_the_interval_of_a_paired_difference_holds_the_truth_as_often_as_it_says():
     rng, held = np.random.default_rng(0), 0
     for _ in range(200):

@@ -20,6 +20,7 @@ from ..data.synth import NICE, SHAKEN, STRUCK, strike_orders
 from ..data.training import TrainingData
 from ..errors import NotEnoughData
 from .judged import scores_of
+from ..model.calibrate import to_db
 from ..model.detector import Detector
 
 # %% ../../nbs/loop/exam.ipynb #exam7
@@ -90,7 +91,8 @@ class Exam:
     "Who heard what."
     assets: tuple[str, ...]         # of each window
     faults: tuple[str, ...]
-    heard: Mapping[str, np.ndarray] # role -> float [window, fault, strength]: 1 heard, 0 not, NaN not asked
+    heard: Mapping[str, np.ndarray] # role -> float [window, fault, strength]: 1 heard, 0 not, NaN not asked; at its own threshold
+    alike: Mapping[str, np.ndarray] # the same, at thresholds that equal shares of healthy scores reach
     passed: Mapping[str, str]       # fault -> why it was put into no window of some asset
 
     def shares(self, role: str) -> dict[str, list[float]]:  # fault -> share heard at each of `STRENGTHS`
@@ -129,7 +131,7 @@ def sit(
     parts = data.parts[part]
     faults: list[str] = []
     passed: dict[str, str] = {}
-    answers: dict[str, list[tuple[dict[str, np.ndarray], int]]] = {role: [] for role in detectors}
+    answers: dict[str, list[tuple[list[dict[str, np.ndarray]], int]]] = {role: [] for role in detectors}
     names: list[str] = []
     for asset, all_of_it in parts.items():
         w = _some(all_of_it, int(np.clip(_ALL // len(parts), *_HOSTS)))
@@ -137,17 +139,20 @@ def sit(
         passed |= why
         faults += [f for f in made if f not in faults]
         names += [asset] * len(w)
+        asked = Windows(np.empty(0), np.tile(w.conditions, (len(STRENGTHS), 1)), np.tile(w.t_ns, len(STRENGTHS)))
+        records = {role: detector.calibration_of(asset) for role, detector in detectors.items()}
+        tables = {role: np.sort(r.scores_db) for role, r in records.items()}
+        share = max(max(1, int((tables[role] >= r.threshold_db).sum())) / len(tables[role]) for role, r in records.items())
         for role, detector in detectors.items():
-            limit = 10 ** (detector.calibration_of(asset).threshold_db / 20)
-            quiet = ~(scores_of(detector, data, w).score > limit)
-            asked = Windows(np.empty(0), np.tile(w.conditions, (len(STRENGTHS), 1)), np.tile(w.t_ns, len(STRENGTHS)))
-            above = {f: scores_of(detector, data, replace(asked, samples=np.concatenate(x))).score.reshape(len(STRENGTHS), -1).T > limit for f, x in made.items()}
-            answers[role].append(({f: a & quiet[:, None] for f, a in above.items()}, len(w)))
+            healthy_db = to_db(scores_of(detector, data, w).score)
+            db = {f: to_db(scores_of(detector, data, replace(asked, samples=np.concatenate(x))).score).reshape(len(STRENGTHS), -1).T for f, x in made.items()}
+            limits = records[role].threshold_db, tables[role][-max(1, round(share * len(tables[role])))]
+            answers[role].append(([{f: (x > limit) & ~(healthy_db > limit)[:, None] for f, x in db.items()} for limit in limits], len(w)))
     if not faults:
         raise NotEnoughData(f"no fault can be put into the windows of {data.name}: {'; '.join(passed.values())}")
-    heard = {role: np.concatenate([np.stack([a.get(f, np.full((n, len(STRENGTHS)), np.nan)).astype(float) for f in faults], 1) for a, n in of_all])
-             for role, of_all in answers.items()}
-    return Exam(tuple(names), tuple(faults), heard, passed)
+    own, alike = ({role: np.concatenate([np.stack([a[k].get(f, np.full((n, len(STRENGTHS)), np.nan)).astype(float) for f in faults], 1) for a, n in of_all])
+                   for role, of_all in answers.items()} for k in (0, 1))
+    return Exam(tuple(names), tuple(faults), own, alike, passed)
 
 
 def _some(w: Windows, most: int) -> Windows:
@@ -156,7 +161,7 @@ def _some(w: Windows, most: int) -> Windows:
     return Windows(np.asarray(w.samples[which]), w.conditions[which], w.t_ns[which], w.fault)
 
 # %% ../../nbs/loop/exam.ipynb #exam14
-MARGIN = 0.1       # of all faults put in, a challenger may hear so much less than the champion
+MARGIN = 0.1       # of all faults put in, a challenger may hear so much less than the champion; twice as much at the thresholds as they are
 
 
 def _wilson(k: float, n: int, z: float) -> tuple[float, float]:

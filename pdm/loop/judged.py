@@ -175,17 +175,14 @@ def decide(
         against.append(f"its promise is refuted: {challenger.above} of {challenger.counted} healthy windows lie above the threshold, "
                        f"and so many do with a chance of {challenger.chance:.2g}")
     heard = challenger.injected["mean"]
+    if heard <= max(share, TIE):
+        against.append(f"it hears {heard:.0%} of the faults put into healthy windows, no more than it hears in healthy ones ({share:.0%})")
     if champion is None:
-        if heard <= max(share, TIE):
-            against.append(f"it hears {heard:.0%} of the faults put into healthy windows, no more than it hears in healthy ones ({share:.0%})")
         grounds.append(f"there is no champion yet; it hears {heard:.0%} of the faults put into healthy windows")
     else:
-        had = champion.injected["mean"]
-        if heard < had - TIE:
-            against.append(f"it hears {heard:.0%} of the faults put into healthy windows, the champion {had:.0%}")
         if lost := sorted(set(champion.alarmed) - set(challenger.alarmed)):
             against.append(f"it raises no alarm on {', '.join(lost[:5])}{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}, and the champion does")
-        grounds.append(f"it hears {heard:.0%} of the faults put into healthy windows (the champion {had:.0%})")
+        grounds.append(f"it hears {heard:.0%} of the faults put into healthy windows (the champion {champion.injected['mean']:.0%})")
     if challenger.recorded:
         grounds.append(f"it raises an alarm on {len(challenger.alarmed)} of {len(challenger.recorded)} recorded faults")
     grounds.append(f"{challenger.above} of {challenger.counted} healthy windows lie above the threshold, {challenger.episodes} alarms in {challenger.hours:.3g} h")
