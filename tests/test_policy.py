@@ -163,6 +163,12 @@ def test_who_is_out_of_proportion_to_its_group_is_asked_about_and_no_reason_to_r
     assert not any(d.trigger for d in found) and [d.scope for d in found if d.action == "ask"] == FLEET[3:]
 
 
+@pytest.mark.parametrize("apart, action", [({"apart": True}, "retrain"), ({"apart": True, "refuted": False}, "ask"), ({"refuted": False}, "ask")])
+def test_a_machine_that_was_asked_about_and_alarms_is_company_for_another_one_that_does(apart, action):
+    past = [*days(2, FLEET[:2], refuted=False, chance=0.6), *days(2, FLEET[2:3]), *days(2, FLEET[3:], **{"chance": 0.6} | apart)]
+    assert fleet(Policy(), sorted(past, key=lambda r: r.t_ns)).action == action
+
+
 # --- what keeps it from being done
 
 
@@ -200,6 +206,8 @@ def test_cooldown_budget_hold_windows_and_clean_data_are_each_named_as_what_it_w
         assert (found.action, found.fired, found.trigger) == ("retrain", False, "") and any(said in r for r in found.reasons), (text, found)
     assert fleet(parse_policy("default: {hold: {reason: holidays, until: 2026-02-01}}"), past, [], now).fired  # 16 February
     assert fleet(Policy(), past, [ended(now - 8 * DAY)], now).fired
+    for code in (1, 2, 3, 4):  # what changed nothing costs a day, and no week
+        assert [fleet(Policy(), past, [ended(now - round(d * DAY), outcome={"exit_code": code})], now).fired for d in (0.9, 1.1)] == [False, True]
 
 
 def test_after_a_run_only_what_is_seen_of_the_new_model_counts():

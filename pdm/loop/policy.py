@@ -303,7 +303,8 @@ def _of_group(policy: Policy, group: GroupRules, by_asset: Mapping[str, list[Eva
     if len(stands) < group.share * of:
         return Decision(group.name, "none", False, f"{what}; a model that all share is trained anew when {group.share:.0%} have")
     broken = _harmful(rows)
-    if rules.refuted and len(broken) == 1 < len(stands) and not _spoken(stands[broken[0]].last, ("conditions",)):  # its alarms may have a reason of their own
+    others = [a for a, past in by_asset.items() if a not in held and past[-1].details.get("apart") and past[-1].details.get("refuted")]  # asked about, and they alarm too
+    if rules.refuted and len(broken) == 1 < len(stands) and not others and not _spoken(stands[broken[0]].last, ("conditions",)):  # its alarms may have a reason of their own
         first = not any(r.details.get("refuted") for r in by_asset[broken[0]][-2:-1])
         return Decision(group.name, "ask", first, f"{what}, and of all of them only {_names(broken)} alarms more than was promised, though speed, load and surroundings are as they were: that is a question about this machine, and no reason to train a model "
                         f"for all. Please look at it{'' if first else ' (asked before)'}", assets=tuple(broken), since_ns=since_ns)
@@ -354,8 +355,8 @@ def _kept(rules: Rules, runs: Sequence[Trigger], now_ns: int, cooldown: bool = T
         reasons.append(f"it is on hold{f' until {rules.hold.until}' if rules.hold.until else ''} ({rules.hold.reason})")
     if any(t.state != "ended" for t in runs):
         reasons.append("a run is going on")
-    refused = bool(runs) and runs[-1].outcome.get("exit_code") == 3  # nothing has changed by it, and a day later there is more to learn from
-    if cooldown and runs and now_ns < (free := runs[-1].t_ns + round((min(rules.cooldown, _DAY_S) if refused else rules.cooldown) * 1e9)):
+    vain = bool(runs) and runs[-1].outcome.get("exit_code", 0) != 0  # nothing has changed by it, and a day later there is more to learn from, or what failed is mended
+    if cooldown and runs and now_ns < (free := runs[-1].t_ns + round((min(rules.cooldown, _DAY_S) if vain else rules.cooldown) * 1e9)):
         reasons.append(f"the last one was asked for at {_when(runs[-1].t_ns)}, and the next may be at {_when(free)}")
     if (lately := sum(now_ns - t.t_ns < _WEEK_NS for t in runs)) >= rules.budget_per_week:
         reasons.append(f"{lately} run{'s'[:lately != 1]} in a week, and {rules.budget_per_week} may be")
