@@ -2,11 +2,13 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -519,9 +521,12 @@ def test_without_anybody_to_tell_the_name_still_follows_what_somebody_deploys(tm
 @pytest.mark.parametrize("call, error, says", [
     (lambda s: release(s, "fan", "latest"), InvalidInput, "64 hexadecimal digits"), (lambda s: advance(s, None, "fan"), InvalidInput, "no release of fan"),
     (lambda s: reports(s.model_copy(update={"rings": {"canary": ("acme/oslo",)}}), NEW), InvalidConfig, "come together"),
-    (lambda s: Releases(s.state_dir / "file/x.db"), PartMissing, "can't be opened")], ids=["digest", "none", "rings", "disk"])
+    (lambda s: Releases(s.state_dir / "file/x.db"), PartMissing, "can't be opened"), (lambda s: Releases(s.state_dir / "file"), PartMissing, "file is not a database"),
+    (lambda s: Releases(s.state_dir / "newer.db"), InvalidConfig, "has schema 99, this pdm knows 1")], ids=["digest", "none", "rings", "disk", "no database", "newer"])
 def test_what_makes_no_sense_is_said(tmp_path, call, error, says):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("something else, and more of it than a header is long")
+    with closing(sqlite3.connect(tmp_path / "newer.db")) as db:
+        db.execute("PRAGMA user_version = 99")
     with pytest.raises(error, match=says):
         call(Settings(state_dir=tmp_path))
 

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 from ..config import Settings
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
 from .dispatch import dispatch
+from .logbook import open_tables
 from .registry import Registry
 from ..model.bundle import EXCUSED, Bundle, Excuse, load_bundle, records_of
 from ..model.claim import read_claim
@@ -100,19 +101,10 @@ class Releases:
     def __init__(self,
         path: str | Path,  # made if need be
     ):
-        "Raises `PartMissing` where it can't be written."
+        "Raises `InvalidConfig` for a file of a newer pdm, `PartMissing` where it can't be read or written."
         self.path = Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-                self._db.execute(f"PRAGMA {pragma}").fetchall()
-            self._db.execute("BEGIN IMMEDIATE")
-            if not self._db.execute("PRAGMA user_version").fetchone()[0]:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute("PRAGMA user_version = 1")
-            self._db.execute("COMMIT")
+            self._db = open_tables(self.path, _SCHEMA, 1)
         except (sqlite3.Error, OSError) as e:
             raise PartMissing(f"{self.path} can't be opened ({e}): has its disk room, and may we write there?") from e
 
