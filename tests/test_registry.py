@@ -424,6 +424,25 @@ def test_a_server_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
     assert dict(os.environ) == before
 
 
+def test_the_limits_of_mlflow_hold_until_the_last_thread_has_asked(tmp_path):
+    before, first, second = dict(os.environ), Registry("http://127.0.0.1:9", f"file:{tmp_path}"), Registry("http://127.0.0.1:9", f"file:{tmp_path}")
+    entered, left = threading.Event(), threading.Event()
+
+    def ask() -> str:
+        with first._asking():
+            entered.set()
+            assert left.wait(30)
+            return os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+
+    with ThreadPoolExecutor(1) as pool:
+        with second._asking():
+            asked = pool.submit(ask)
+            assert entered.wait(30)
+        left.set()
+        assert asked.result(30)
+    assert dict(os.environ) == before
+
+
 def test_what_mlflow_refuses_waits_and_is_named_and_holds_up_nobody(embedded, tmp_path):
     registry = Registry(embedded, f"file:{tmp_path}")
     with pytest.raises(InvalidInput, match="refuses this"):

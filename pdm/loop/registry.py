@@ -9,6 +9,7 @@ __all__ = ['Version', 'Registry']
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,29 @@ from ..model.transport import fetch
 # %% ../../nbs/loop/registry.ipynb #regy5
 _LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # MLflow's own tries take minutes
            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+
+
+class _Limited:
+    "MLflow reads its limits from the environment. They stand there while any thread asks, and the last one to leave takes them out."
+    def __init__(self) -> None:
+        self._lock, self._asking, self._told = threading.Lock(), 0, dict[str, str]()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._asking:
+                self._told = {name: value for name, value in _LIMITS.items() if name not in os.environ}
+                os.environ.update(self._told)
+            self._asking += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._asking -= 1
+            if not self._asking:
+                for name in self._told:
+                    os.environ.pop(name, None)
+
+
+_limited = _Limited()
 
 
 @dataclass(frozen=True)
@@ -209,10 +233,9 @@ class Registry:
     @contextmanager
     def _asking(self) -> Iterator[Any]:
         "MLflow's client, that gives up in time; whatever it raises becomes an error of ours."
-        told = {name: value for name, value in _LIMITS.items() if name not in os.environ}
-        os.environ.update(told)
         try:
-            yield self._client
+            with _limited:
+                yield self._client
         except PdmError:
             raise
         except Exception as e:
@@ -220,9 +243,6 @@ class Registry:
                 raise InvalidInput(f"MLflow at {self.tracking_url} refuses this: {e!s:.300}", reason="refused") from e
             raise PartMissing(f"MLflow at {self.tracking_url} can't be reached or gave up ({type(e).__name__}: {e!s:.300}): check tracking_url, the server's log, "
                               "and MLFLOW_TRACKING_TOKEN") from e
-        finally:
-            for name in told:
-                os.environ.pop(name, None)
 
 
 def _model(name: str) -> str:
