@@ -1,8 +1,8 @@
 """The retraining pipeline, for Kubeflow and for a laptop: the same definition, compiled for either.
 
 Every component is a few words to `pdm.loop.pipeline`, which runs the step's notebook. What may be cached takes the digest of its data, never a path, and every
-setting that its inputs were made with, used or not: of an input artifact, Kubeflow's cache knows only the name. What looks at the world (`look`, `package`, `gate`,
-`promote`) is never cached.
+setting that its inputs were made with, used or not: of an input artifact, Kubeflow's cache knows only the name. A shard says which champion it has, where that
+is to be calibrated anew. What looks at the world (`look`, `package`, `gate`, `promote`) is never cached.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from pdm.config import Settings
 # --- components: their source is what runs in the pod, so each says all that it needs ---
 
 
-def look(source: str, name: str, per: str, most_assets: int, stream: str, since: str, until: str, spans: list, assets: list) -> list:
+def look(source: str, kinds: list, name: str, per: str, most_assets: int, stream: str, since: str, until: str, spans: list, assets: list) -> list:
     from pdm.loop.pipeline import look
 
-    return look(source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans, assets=assets)
+    return look(source, kinds, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans, assets=assets)
 
 
 def ingest(
@@ -174,7 +174,7 @@ def build(settings: Settings, here: bool = False) -> Any:
     ):
         end = in_cluster(at_the_end(trigger=trigger).set_caching_options(False))
         with dsl.ExitHandler(end, "retraining"):
-            shards = steps["look"](source=source, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans,
+            shards = steps["look"](source=source, kinds=kinds, name=name, per=per, most_assets=most_assets, stream=stream, since=since, until=until, spans=spans,
                                     assets=assets)  # fmt: skip
             with dsl.ParallelFor(shards.output, parallelism=20) as shard:
                 chain(shard=shard, source=source, kinds=kinds, length=length, stream=stream, windows_per_asset=windows_per_asset,

@@ -21,7 +21,7 @@ from pdm.config import load_settings
 from pdm.data.training import load_training
 from pdm.errors import InvalidInput
 from pdm.loop.ledger import Ledger
-from pdm.loop.pipeline import compile_pipeline, run_local, task
+from pdm.loop.pipeline import compile_pipeline, look, run_local, task
 from pdm.loop.record import RUN_ID
 from pdm.loop.registry import Registry
 from pdm.loop.steps import STEPS, parameters_of, step_file
@@ -131,6 +131,14 @@ def test_an_error_of_the_users_is_told_again_at_once_and_one_of_the_infrastructu
     with pytest.raises(SystemExit):
         task("ingest", "motor", given, made)
     assert notebook.stat().st_mtime_ns > ran
+
+
+def test_a_shard_tells_its_champion_where_that_is_calibrated_anew_so_that_another_ones_work_is_not_taken_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREDMAINT_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(Registry, "champion", lambda self, name: SimpleNamespace(digest="d" * 64))
+    for run, (kinds, champion) in enumerate(((["mahalanobis"], None), (["champion", "mahalanobis"], "d" * 64))):
+        monkeypatch.setenv(RUN_ID, f"monday-{run}")
+        assert [s.get("champion") for s in look("scenario:healthy?windows=20", kinds, name="motor", stream="vibration")] == [champion]
 
 
 # --- whole runs: one place for their cache, so that each does only what is new in it ---

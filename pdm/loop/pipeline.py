@@ -143,11 +143,20 @@ def _told(name: str, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def look(
     source: str,
+    kinds: Sequence[str] = (),  # of detector, that will be trained
     **how: Any,  # as `pdm.data.training.shards` takes it
-) -> list[dict[str, Any]]:  # name, assets and digest of each shard
+) -> list[dict[str, Any]]:  # name, assets and digest of each shard; and of its champion, where that is to be calibrated anew
     "Which shards a source has, and what is there for each of them."
     from pdm.data.training import shards
-    return _told("look", lambda: {"shards": [asdict(s) for s in shards(source, **how)]})["shards"]
+
+    def call() -> dict[str, Any]:
+        found = [asdict(s) for s in shards(source, **how)]
+        if "champion" in kinds:  # another champion, calibrated on the same data, is another model: without this the cache would give the old one
+            registry = Registry.of(load_settings())
+            found = [{**s, "champion": champion.digest if (champion := registry.champion(s["name"])) else ""} for s in found]
+        return {"shards": found}
+
+    return _told("look", call)["shards"]
 
 
 def promote(
