@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pdm.loop.attribute import attribute
+from pdm.loop.attribute import Looked, attribute, shaft_levels
 from pdm.loop.drift import Reference, evaluate_drift
 from pdm.loop.observed import Observed
 from pdm.stream.records import Event
@@ -94,3 +94,50 @@ def test_a_change_that_the_load_does_not_account_for_is_asked_about_and_the_load
 def test_whoever_is_asked_is_promised_no_raw_windows_that_nobody_keeps():
     told = judged_loads(11 * DAY, (0.0, 2.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))[1]
     assert told.cause == "unknown" and "stays what the archive's settings keep" in told.sentence and "are kept" not in told.sentence
+
+
+# --- the shaft ---
+
+
+def turning(rpm: np.ndarray, heights: dict[float, float], seconds: float = 0.1, noise: float = 0.05) -> np.ndarray:
+    "Windows of one accelerometer on a shaft that shakes at these orders, g peak."
+    rng, t = np.random.default_rng(3), np.arange(round(25_600 * seconds)) / 25_600
+    x = noise * rng.standard_normal((len(rpm), 1, len(t)))
+    return x + sum(g * np.cos(2 * np.pi * (k * rpm[:, None, None] / 60 * t + rng.uniform(size=(len(rpm), 1, 1)))) for k, g in heights.items())
+
+
+@pytest.mark.parametrize("seconds, off", [(0.1, 1.0), (1.0, 1.0), (1.0, 1.005)], ids=["two turns", "many", "the speed is off by half a percent"])
+def test_the_orders_of_a_shaft_are_told_apart_in_windows_that_have_no_bins_for_them(seconds, off):
+    rpm = np.linspace(1450, 1500, 24)
+    levels = shaft_levels(turning(rpm, {1: 0.2, 2: 0.02, 3: 0.1}, seconds), 25_600, off * rpm)
+    assert levels[0] == pytest.approx(20 * np.log10([0.2 / 2**0.5, 0.02 / 2**0.5, 0.1 / 2**0.5, 0.05]), abs=1.0)
+
+
+def test_without_a_speed_or_two_turns_nothing_is_said_of_the_shaft():
+    rpm = np.full(24, 1480.0)
+    x = turning(rpm, {1: 0.2})
+    assert shaft_levels(x, 25_600, None) is None and shaft_levels(x, 25_600, np.full(24, np.nan)) is None and shaft_levels(x, 25_600, np.full(24, 900.0)) is None
+    assert shaft_levels(x, 25_600, np.where(np.arange(24) < 12, rpm, np.nan)) is not None
+
+
+LOUDER, BENT = (5.0, 5.0, 5.0, 5.0), (7.0, 14.0, 6.0, 5.0)  # once, twice, three times a turn, and all else
+
+
+@pytest.mark.parametrize("own, others, cause", [(BENT, LOUDER, "fault"), (LOUDER, LOUDER, "drift"), (BENT, BENT, "drift")], ids=["one is out of line", "all are louder", "all shake"])
+def test_in_a_world_that_changed_for_all_a_shaft_that_shakes_alone_is_a_fault(own, others, cause):
+    every = [scored(a, lambda t: 12.0 if t > WORK_NS else 0.0, (), WORK_NS + 2 * HOUR) for a in FLEET]
+    references = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in every}
+    seen = [replace(o.between(8 * DAY, WORK_NS + DAY)) for o in every]
+    looked = {o.asset: Looked(windows=48, reason="no lines", shaft_db=(own if o.asset == FLEET[0] else others,)) for o in seen}
+    told = attribute(evaluate_drift(seen, references, WORK_NS + DAY), seen, references, {o.asset: SimpleNamespace(refuted=True) for o in seen}, looked)
+    assert (told[FLEET[0]].cause, {told[a].cause for a in FLEET[1:]}) == (cause, {"drift"}), told[FLEET[0]].sentence
+
+
+@pytest.mark.parametrize("own, cause", [(BENT, "fault"), (LOUDER, "unknown")], ids=["out of line", "louder"])
+def test_a_machine_that_changed_alone_has_a_fault_where_its_shaft_shakes_and_is_asked_about_where_all_is_louder(own, cause):
+    one, others = scored(FLEET[0], lambda t: 12.0 if t > WORK_NS else 0.0, (), WORK_NS + 2 * HOUR), [scored(a, lambda t: 0.0) for a in FLEET[1:]]
+    references = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in (one, *others)}
+    seen = [replace(o.between(8 * DAY, WORK_NS + DAY)) for o in (one, *others)]
+    told = attribute(evaluate_drift(seen, references, WORK_NS + DAY), seen, references, {o.asset: SimpleNamespace(refuted=o.asset == FLEET[0]) for o in seen},
+                     {FLEET[0]: Looked(windows=48, reason="no lines", shaft_db=(own,))})[FLEET[0]]  # fmt: skip
+    assert told.cause == cause, told.sentence
