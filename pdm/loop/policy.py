@@ -261,8 +261,8 @@ def _spoken(row: Evaluated, evidence: Sequence[str]) -> bool:
 
 
 def _harmful(rows: Sequence[Evaluated]) -> list[str]:
-    "Assets whose promise is refuted; none where that may be the chance of one among many."
-    broken = [r for r in rows if r.details.get("refuted")]
+    "Assets whose promise is broken; none where that may be the chance of one among many. At a look, that is one of many, more is asked of a chance: here drift has lasted already."
+    broken = [r for r in rows if r.details.get("refuted") or r.details.get("chance", 1.0) * len(rows) < 0.05]
     chance = min((r.details.get("chance", 0.0) for r in broken), default=1.0)
     return [r.asset for r in broken] if len(broken) * 2 > len(rows) or chance * len(rows) < 0.05 else []
 
