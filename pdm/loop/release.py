@@ -21,7 +21,6 @@ from typing import Any, Literal, NamedTuple
 from ..config import Settings
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
 from .dispatch import dispatch
-from .logbook import open_tables
 from .registry import Registry
 from ..model.bundle import EXCUSED, Bundle, Excuse, load_bundle, records_of
 from ..model.claim import read_claim
@@ -29,6 +28,7 @@ from ..model.folder import SIGNATURE, is_sha256, plain_files, read_plain, write_
 from ..model.transport import gather, push
 from ..process import lock_file
 from ..stream.rollout import Rollout, Wanted, read_wanted, with_line
+from ..stream.tables import open_tables
 
 # %% ../../nbs/loop/release.ipynb #rels6
 def put_beside(

@@ -20,6 +20,7 @@ from ..errors import InvalidConfig, PartMissing
 from ..model.folder import is_sha256
 from .comparison import Comparison
 from .journal_file import JournalDamaged, damage_told
+from .tables import open_tables
 
 # %% ../../nbs/stream/rollout.ipynb #roll1b
 class Wanted(NamedTuple):
@@ -127,25 +128,8 @@ class Rollout:
             raise PartMissing(f"{self.path} can't be opened ({e}): has its disk room, and may we write there?") from e
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-        try:
-            with damage_told(self.path):
-                for pragma in ("journal_mode = WAL", "synchronous = FULL", "journal_size_limit = 4194304"):
-                    self._db.execute(f"PRAGMA {pragma}").fetchall()
-                if (found := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                    raise JournalDamaged(self.path, found)
-                with self._transaction() as db:
-                    version = db.execute("PRAGMA user_version").fetchone()[0]
-                    if version > _VERSION:
-                        raise InvalidConfig(f"{self.path} has schema {version}, this pdm knows {_VERSION}: use the pdm that wrote it, or move the file away")
-                    if not version:
-                        for statement in _SCHEMA.split(";"):
-                            db.execute(statement)
-                        db.execute(f"PRAGMA user_version = {_VERSION}")
-        except BaseException:
-            self._db.close()
-            raise
+        with damage_told(self.path):
+            self._db = open_tables(self.path, _SCHEMA, _VERSION, check=["1"])
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
