@@ -270,7 +270,7 @@ def run(parts: list[str], seeds: dict[str, list[int]], file: Path, jobs: int) ->
 def main() -> None:
     resume = "--resume" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--resume"]
-    args, since = arguments(__doc__ or "", PARTS, seed=9000, jobs=2), time.perf_counter()
+    args, since = arguments(__doc__ or "", PARTS, seed=10000, jobs=2), time.perf_counter()
     parts = args.parts or list(PARTS)
     file = RESULTS / ("loop-runs-quick.jsonl" if args.quick else "loop-runs.jsonl")
     RESULTS.mkdir(exist_ok=True)

@@ -337,10 +337,17 @@ def _since(drift: Drift, o: Observed, promise: Promise | None, held: int | None,
     if drift.fired and drift.since_ns is not None:
         begun.append(drift.since_ns)
     if promise is not None and promise.refuted or len(o) and bool(o.alarm[o.t_ns >= t_ns - span_ns].any()):
-        raised = [e.t_ns for e in o.events if e.kind == "raised" and e.t_ns >= t_ns - 7 * span_ns]
+        raised = [e.t_ns for e in o.events if e.kind == "raised" and e.t_ns > max(t_ns - 7 * span_ns, _gone(o, 2 * span_ns))]
         begun += raised or ([] if begun else [t_ns - span_ns])
     since = min(begun, default=None)
     return None if since is None else max([since, *_shown(o, since, t_ns, span_ns)])
+
+
+def _gone(o: Observed, quiet_ns: int) -> int:
+    "When an alarm was on that then was off for so long before another one came: that one is another story. 0 where there is none."
+    on = np.flatnonzero(o.alarm)
+    apart = (np.diff(on) > 1) & (np.diff(o.t_ns[on]) > quiet_ns)  # off in between, and not only standing still
+    return int(o.t_ns[on[:-1][apart][-1]]) if apart.any() else 0
 
 
 def _shown(o: Observed, since_ns: int, t_ns: int, span_ns: int) -> list[int]:
