@@ -1,5 +1,5 @@
 """Does the loop know a fault from drift? Generated plants of twelve kinds, at decision level: hop 10 min, kind `mahalanobis`, the real drift, promise, attribution, quarantine,
-policy and gate; no Kubeflow and no Triton. Seeds from 9000 on were never used in development. Peers see the same windows in the same run.
+policy and gate; no Kubeflow and no Triton. Seeds from 10000 on were never used in development. Peers see the same windows in the same run.
 
     drift    worlds that change for all machines; harmful where the promise breaks without action, else benign
     mixed    the same worlds, in which one machine wears out as well. Paired with the world without: its twin must be silent, and the model that the loop made of that world, which has

@@ -61,3 +61,12 @@ def test_a_machine_that_lives_sixty_times_as_fast_is_told_the_same(levels):
     slow, fast = (told(observed(levels, 5), held=4 * DAY_NS, faster=f) for f in (1, 60))
     assert (slow.cause, slow.action, slow.probability) == (fast.cause, fast.action, fast.probability)
     assert [e.name for e in slow.evidence] == [e.name for e in fast.evidence] and abs(slow.since_ns - 60 * fast.since_ns) < 60
+
+
+@pytest.mark.parametrize(("alarms", "stands", "since"), [([(4.2, 4.4), (6.8, 7.0)], (0, 0), 6.8), ([(4.2, 5.2), (6.8, 7.0)], (0, 0), 4.2), ([(4.2, 4.4), (6.8, 7.0)], (4.4, 6.8), 4.2)],
+                         ids=["gone for two days", "gone for one", "standing still"])
+def test_an_alarm_that_came_back_after_days_began_when_it_came_back(alarms, stands, since):
+    o = observed(np.zeros(3 * 72))
+    day = o.t_ns / DAY_NS
+    o = replace(o, alarm=np.any([(day >= a) & (day <= b) for a, b in alarms], 0), events=tuple(Event(ASSET, "", "", "raised", round(a * DAY_NS), 0, -1, {}) for a, _ in alarms))
+    assert told(o.part(~((day > stands[0]) & (day < stands[1])))).since_ns == round(since * DAY_NS)

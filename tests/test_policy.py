@@ -145,6 +145,13 @@ def test_hysteresis_goes_on_between_ends_and_begins_and_starts_anew_below():
     assert not fleet(policy, dips).fired
 
 
+def test_machines_of_which_no_test_says_that_they_changed_are_no_drift_of_the_fleet_whatever_they_alarm():
+    policy = Policy()
+    alarms = [r._replace(fired=r.asset == FLEET[0]) for r in days(1)]
+    assert fleet(policy, days(1)).action == "retrain" and "1 of 4 machines has drifted" in fleet(policy, alarms).sentence and fleet(policy, alarms).action == "none"
+    assert fleet(policy, [r._replace(fired=r.t_ns <= START + EVERY) for r in days(1)]).fired, "once they have, it goes on as long as it is likely"
+
+
 def test_asking_often_by_hand_makes_nothing_sustained():
     often = [seen(START + EVERY + k * 60 * 10**9, a) for k in range(100) for a in FLEET]
     assert not fleet(parse_policy("default: {lasting: 0}"), often).fired

@@ -247,7 +247,7 @@ def _standing(rows: Sequence[Evaluated], rules: Rules, every_ns: int, after_ns: 
         p = row.probability if row.cause == "drift" and row.action != "recalibrate" and not row.details.get("apart") else 0.0
         if count and p >= rules.ends and row.t_ns - before <= 3 * every_ns:
             count += 1
-        elif row.fired and p >= rules.begins and _spoken(row, rules.evidence):  # an alarm alone, that others have too by chance, is no drift
+        elif row.fired and p >= rules.begins and _spoken(row, rules.evidence):  # what only alarms may do so by chance, beside one that has a fault
             count, first = 1, row.t_ns
         else:
             count = 0
