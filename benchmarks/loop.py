@@ -18,7 +18,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -250,21 +251,24 @@ def _job(part: str, seed: int) -> list[dict[str, Any]]:
     return [{**r, "job": [part, seed]} for r in JOBS[part][0](seed)]
 
 
-def run(parts: list[str], seeds: dict[str, list[int]], file: Path, jobs: int) -> Iterator[list[dict[str, Any]]]:
+def _aside(name: str, quick: bool) -> tuple[list[dict], dict[str, Any]]:
+    return import_module(f"_loop_{name}").measure(quick)
+
+
+def run(pool: Executor, parts: list[str], seeds: dict[str, list[int]], file: Path) -> Iterator[list[dict[str, Any]]]:
     "Runs that are not in the file yet, beside each other; each is written as it ends."
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     yield done
     known = {tuple(r["job"]) for r in done}
     shares = sorted((k / len(seeds[p]), p, s) for p in parts for k, s in enumerate(seeds[p]))  # of each part the same share, however far it comes
     todo = [(p, s) for _, p, s in shares if (p, s) not in known]
-    with ProcessPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(_job, *what) for what in todo]):
-            rows = future.result()
-            with file.open("a") as out:
-                out.writelines(json.dumps(r, default=float) + "\n" for r in rows)
-            print(f"{len(known) + 1} {rows[0]['job']}", file=sys.stderr)
-            known.add(tuple(rows[0]["job"]))
-            yield rows
+    for future in as_completed([pool.submit(_job, *what) for what in todo]):
+        rows = future.result()
+        with file.open("a") as out:
+            out.writelines(json.dumps(r, default=float) + "\n" for r in rows)
+        print(f"{len(known) + 1} {rows[0]['job']}", file=sys.stderr)
+        known.add(tuple(rows[0]["job"]))
+        yield rows
 
 
 def main() -> None:
@@ -278,12 +282,11 @@ def main() -> None:
         file.unlink(missing_ok=True)
     seeds = {p: list(range(args.seed, args.seed + (1 if args.quick else n))) for p, (_, n) in JOBS.items()}
     generated = [p for p in parts if p in JOBS and not (args.quick and p == "healthy")]
-    rows = [r for some in run(generated, seeds, file, args.jobs) for r in some] if generated else []
-    checks, tables = figures(rows)
-    for name in ("femto", "poison"):
-        if name in parts:
-            from importlib import import_module
-            more, table = import_module(f"_loop_{name}").measure(args.quick)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        aside = [pool.submit(_aside, name, args.quick) for name in ("poison", "femto") if name in parts]  # these first: they are the longest, where little is asked for
+        rows = [r for some in run(pool, generated, seeds, file) for r in some] if generated else []
+        checks, tables = figures(rows)
+        for more, table in (a.result() for a in aside):
             checks, tables = [*checks, *more], tables | table
     report("loop", since, checks, tables, args.quick)
 
