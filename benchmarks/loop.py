@@ -283,7 +283,7 @@ def main() -> None:
     seeds = {p: list(range(args.seed, args.seed + (1 if args.quick else n))) for p, (_, n) in JOBS.items()}
     generated = [p for p in parts if p in JOBS and not (args.quick and p == "healthy")]
     with ProcessPoolExecutor(args.jobs) as pool:
-        aside = [pool.submit(_aside, name, args.quick) for name in ("poison", "femto") if name in parts]  # these first: they are the longest, where little is asked for
+        aside = [pool.submit(_aside, name, args.quick) for name in ("poison", "femto") if name in parts]  # first, so that none of them is left over for one process at the end
         rows = [r for some in run(pool, generated, seeds, file) for r in some] if generated else []
         checks, tables = figures(rows)
         for more, table in (a.result() for a in aside):
