@@ -27,6 +27,7 @@ from pdm.loop.lookout import REFUTED_AT_A_LOOK
 from pdm.loop.observed import Observed, watch
 from pdm.loop.performance import promise, share
 from pdm.loop.policy import Policy, parse_policy
+from pdm.model.bundle import handed_on
 from pdm.model.detector import Detector
 from pdm.stream.records import Event
 
@@ -88,6 +89,7 @@ class Model:
     since_ns: int
     references: dict[str, Reference]
     observed: dict[str, Observed]    # all that it will judge: monitors are causal, so this may be known early
+    handed_on: frozenset[str] = frozenset()  # assets that it has not learnt, whose calibration is the one before's, moved
 
 
 @dataclass
@@ -225,7 +227,10 @@ class Loop:
             rest = tracks_of(data, *(p for p in ("validate", "test") if p in data.parts)) if len(data.parts) > 1 else {}
             reference = {a: Track(*(np.concatenate([getattr(k, f), getattr(rest[a], f)]) for f in ("windows", "t_ns")), {c: np.concatenate([k.conditions[c], rest[a].conditions[c]]) for c in k.conditions},
                                   np.zeros(0), np.zeros(0)) if a in rest else k for a, k in kept.items()}
-            self.run.models.append(at_work(challenger, self.tracks, now, 0, 0, self.events, reference))
+            known = handed_on(champion.detector.calibrations.values(), challenger.calibrations.values())  # as the step `package` does
+            challenger = challenger._with(challenger.calibration, [*challenger.calibrations.values(), *known])
+            model = at_work(challenger, self.tracks, now, 0, 0, self.events, reference)
+            self.run.models.append(replace(model, handed_on=frozenset(str(r.asset) for r in known)))
             for a, t in tracks_of(data, "train").items():
                 self.run.trained_on[a] = np.concatenate([self.run.trained_on.get(a, np.zeros(0, np.int64)), t.t_ns])
         return outcome
@@ -247,7 +252,7 @@ class Loop:
             return {"exit_code": 1, "reason": "no clean windows"}
         t = sound[a]
         detector = champion.detector.recalibrate(t.windows, dict(t.conditions), a)
-        model = Model(detector, now, dict(champion.references), {b: o.between(now) for b, o in champion.observed.items()})
+        model = Model(detector, now, dict(champion.references), {b: o.between(now) for b, o in champion.observed.items()}, champion.handed_on - {a})
         one = at_work(detector, {a: self.tracks[a]}, now, 0, 0, self.events, {a: t})
         model.references |= one.references
         model.observed |= one.observed

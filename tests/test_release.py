@@ -22,9 +22,19 @@ from pdm.errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
 from pdm.loop.dispatch import dispatch, token_of
 from pdm.loop.registry import Registry
 from pdm.loop.release import Releases, advance, follow, put_beside, release, releases_of, reports, signed_by
-from pdm.model.bundle import EXCUSED, CalibrationRecord, Contract, Excuse, excuse_of, load_bundle, records_of, write_bundle
+from pdm.model.bundle import (
+    EXCUSED,
+    CalibrationRecord,
+    Contract,
+    Excuse,
+    excuse_of,
+    load_bundle,
+    read_record,
+    records_of,
+    write_bundle,
+)
 from pdm.model.signature import sign
-from pdm.model.transport import fetch, push
+from pdm.model.transport import fetch, gather, push
 from pdm.process import free_port
 from pdm.stream.journal import Group, Journal, Row
 from pdm.stream.postgres import PostgresSink
@@ -566,6 +576,23 @@ def test_an_excuse_and_references_lie_in_the_folder_that_is_signed_and_arrive_wi
         names = {f.name for f in (there / f"{made.digest}.calibration").iterdir()}
         assert names == {f"{FAN.replace('/', '.')}.calibration.json", EXCUSED, "acme.oslo.hall.line.fan.reference.npz", "signature"}
         assert records_of(came)[0].asset == FAN
+
+
+def test_calibrations_of_assets_that_were_held_back_from_a_model_are_handed_on_from_the_champion(made, tmp_path):
+    pumps = [FAN, "acme/oslo/hall/line/held", "acme/oslo/hall/line/stood"]
+    own: CalibrationRecord = read_record(made.path.with_name(f"{FAN.replace('/', '.')}.calibration.json"))
+    champion, stranger = (write_bundle(tmp_path / "champion", rms_graph(1, 64, g, 0), made.contract.model_copy(update=u)) for g, u in ((3.0, {}), (4.0, {"rate_hz": 2000.0})))
+    for before in (champion, stranger):
+        for k, pump in enumerate(pumps):
+            record = own.model_copy(update={"asset": pump, "model": before.digest, "threshold_db": 2.0 + 3 * k, "confirmations": 5})
+            (tmp_path / "champion" / f"{pump.replace('/', '.')}.calibration.json").write_text(record.to_json())
+        gather(before.path)
+    assert put_beside(made, before=stranger) == [] and [r.asset for r in records_of(made)] == [FAN]
+    assert put_beside(made, before=champion) == [f"{p.replace('/', '.')}.calibration.json" for p in pumps[1:]]
+    told = {r.asset: r for r in records_of(made)}
+    assert [told[p].threshold_db for p in pumps] == [-1.0, 2.0, 5.0] and told[FAN] == own  # three lower, as that of the one that both know
+    assert [(told[p].supported, told[p].confirmations, told[p].scores_db[0], told[p].centre_db) for p in pumps[1:]] == [(False, 5, -23.0, -13.0)] * 2
+    assert put_beside(made, before=champion) == []
 
 
 def test_what_can_not_go_with_a_bundle_is_refused(made, tmp_path):

@@ -22,21 +22,23 @@ from ..config import Settings
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
 from .dispatch import dispatch
 from .registry import Registry
-from ..model.bundle import EXCUSED, Bundle, Excuse, load_bundle, records_of
+from ..model.bundle import EXCUSED, Bundle, Excuse, handed_on, load_bundle, record_name, records_of
 from ..model.claim import read_claim
 from ..model.folder import SIGNATURE, is_sha256, plain_files, read_plain, write_plain
 from ..model.transport import gather, push
 from ..process import lock_file
 from ..stream.rollout import Rollout, Wanted, read_wanted, with_line
 from ..stream.tables import open_tables
+from ..stream.versions import replaces
 
 # %% ../../nbs/loop/release.ipynb #rels6
 def put_beside(
     bundle: Bundle,
     excused: str = "",      # JSON: a list of `Excuse`, one a champion; the one that speaks of the bundle's assets is taken
     references: str = "",   # a folder of files to go with it
+    before: Bundle | None = None,  # the champion, whose calibrations of assets that the bundle was not calibrated for are handed on
 ) -> list[str]:             # the files that came
-    "Put excuse and references into the folder of the bundle's calibration, before that is signed. Raises `InvalidInput` for an excuse that is none."
+    "Put excuse, references and calibrations into the folder of the bundle's calibration, before that is signed. Raises `InvalidInput` for an excuse that is none."
     beside = next(iter(gather(bundle.path)[1:]), None)
     if beside is None:
         raise InvalidBundle(f"bundle {bundle.digest[:12]}… has no calibration beside it: export the detector again", reason="missing_file")
@@ -54,6 +56,9 @@ def put_beside(
         if name in (SIGNATURE, EXCUSED) or name.endswith("calibration.json"):
             raise InvalidInput(f"{name} in {references} would take another file's place in the release: call it something else")
         shutil.copyfile(Path(references, name), beside / name)
+        came.append(name)
+    for record in handed_on(records_of(before), records_of(bundle)) if before and replaces(bundle.contract, before.contract) else ():
+        write_plain(beside / (name := record_name(record.asset)), record.to_json().encode())
         came.append(name)
     return came
 

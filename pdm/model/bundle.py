@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTICE_DB', 'EXCUSED', 'Condition', 'Contract', 'Scored', 'Model', 'condition_row', 'graph_inputs', 'Bundle',
-           'write_bundle', 'load_bundle', 'CalibrationRecord', 'read_record', 'records_of', 'Excuse', 'excuse_of']
+           'write_bundle', 'load_bundle', 'CalibrationRecord', 'handed_on', 'record_name', 'read_record', 'records_of',
+           'Excuse', 'excuse_of']
 
 # %% ../../nbs/model/bundle.ipynb #bund3efd34
 import hashlib
@@ -14,7 +15,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -298,6 +299,26 @@ class CalibrationRecord(_Record):
             return self
         reason = f"lent: calibrated on {self.asset or 'the type'}, not on {asset}; recalibrate on its own healthy windows"
         return self.model_copy(update={"asset": asset, "supported": False, "reasons": (reason, *self.reasons), "threshold_db": max(self.threshold_db, NOTICE_DB)})
+
+
+def handed_on(
+    before: Iterable[CalibrationRecord],  # of the champion
+    now: Iterable[CalibrationRecord],     # of the model that follows it
+) -> list[CalibrationRecord]:  # for `now`, of the assets that it was not calibrated for; none where the two have no asset in common
+    "What the champion knew of assets whose windows nobody could learn from, such as those under suspicion: they stay as far from the others of their type as they were. It promises nothing."
+    was, own = ({r.asset: r for r in records if r.asset} for records in (before, now))
+    if not (both := was.keys() & own.keys()):
+        return []
+    db, like = float(np.median([own[a].threshold_db - was[a].threshold_db for a in both])), own[min(both)]
+    reason = f"handed on: calibrated for the model before, and moved by {db:+.1f} dB, as the median of the others was; recalibrate on its own healthy windows"
+    return [r.model_copy(update={"model": like.model, "false_alarms_per_day": like.false_alarms_per_day, "supported": False, "reasons": (reason, *r.reasons),
+                                 "scores_db": tuple(round(s + db, 4) for s in r.scores_db), "centre_db": r.centre_db + db, "threshold_db": r.threshold_db + db,
+                                 "channel_scale": tuple(s * 10 ** (db / 20) for s in r.channel_scale)}) for a, r in was.items() if a not in own]
+
+
+def record_name(asset: str | None) -> str:
+    "Of the file that holds its calibration."
+    return f"{asset.replace('/', '.')}.calibration.json" if asset else "calibration.json"
 
 
 def read_record(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, InvalidWindow, NotEnoughData
-from .bundle import NOTICE_DB, Bundle, CalibrationRecord, Contract, Scored, graph_inputs, load_bundle, read_record, write_bundle
+from .bundle import NOTICE_DB, Bundle, CalibrationRecord, Contract, Scored, graph_inputs, load_bundle, read_record, record_name, write_bundle
 from .inputs import (UNCALIBRATED, History, checked_name, checked_positive, checked_units, checked_windows, condition_matrix,
                               histories, only_grows, pooled, running_level, seen_ranges, states)
 from .monitor import Monitor, sensor_fault
@@ -67,10 +67,6 @@ def _examples(
         taken += [h[which[(end - len(h.windows) <= which) & (which < end)] - (end - len(h.windows))] for h, end in zip(parts, ends, strict=True)]
     known = [h.matrix[:, causes] for h in taken if h.matrix is not None] if causes else []
     return np.concatenate([h.windows for h in taken]), np.concatenate(known).astype(np.float32) if known else None
-
-
-def _record_name(asset: str | None) -> str:
-    return f"{asset.replace('/', '.')}.calibration.json" if asset else "calibration.json"
 
 
 def _versions() -> dict[str, str]:
@@ -348,7 +344,7 @@ class Detector:
         revision: int | None = None,  # of the bundle, counts up per name; without it the one it has, 0 for a new one
     ) -> tuple[Bundle, Path]:   # the bundle, and the file of `calibration`
         "Write the bundle under its digest, and the calibration records beside it."
-        if len({_record_name(a) for a in self.calibrations}) < len(self.calibrations):
+        if len({record_name(a) for a in self.calibrations}) < len(self.calibrations):
             raise InvalidConfig(f"two of the assets {', '.join(filter(None, self.calibrations))} would share a file of calibration: name them apart, "
                                 "other than by a dot for a slash")
         if revision is not None:
@@ -357,8 +353,8 @@ class Detector:
         self.calibrations = {a: r.model_copy(update={"model": bundle.digest}) for a, r in self.calibrations.items()}
         self.calibration = self.calibrations[self.calibration.asset]
         for asset, record in self.calibrations.items():
-            (Path(folder) / _record_name(asset)).write_text(record.to_json())
-        return bundle, Path(folder) / _record_name(self.calibration.asset)
+            (Path(folder) / record_name(asset)).write_text(record.to_json())
+        return bundle, Path(folder) / record_name(self.calibration.asset)
 
     def save(self,
         folder: str | Path,  # made if need be
@@ -377,7 +373,7 @@ class Detector:
         released = folder.with_name(f"{folder.name}.calibration")
         records, bundles = (released, folder.parent) if released.is_dir() else (folder, folder)
         files = sorted(records.glob("*calibration.json"))
-        chosen = [records / _record_name(asset)]
+        chosen = [records / record_name(asset)]
         if asset is None and chosen[0] not in files:
             chosen = files
         if len(chosen) != 1:
