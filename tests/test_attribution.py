@@ -134,6 +134,25 @@ def test_in_a_world_that_changed_for_all_a_shaft_that_shakes_alone_is_a_fault(ow
     assert (told[FLEET[0]].cause, {told[a].cause for a in FLEET[1:]}) == (cause, {"drift"}), told[FLEET[0]].sentence
 
 
+def lines(family: str, db: float) -> Looked:
+    return Looked(fault=family, strength=12.6, reason=f"{family} lines", windows=48, family=family, lines_db=db)
+
+
+@pytest.mark.parametrize("own, others, cause", [
+    (lines("outer_race", 12.0), lines("outer_race", 4.0), "fault"), (lines("outer_race", 6.0), lines("outer_race", 4.0), "drift"),
+    (lines("inner_race", 6.0), lines("outer_race", 4.0), "fault"), (lines("outer_race", 6.0), Looked(windows=48, reason="no lines"), "fault"),
+    (lines("outer_race", 6.0), replace(lines("outer_race", 4.0), fault=""), "drift")],
+    ids=["higher than the others'", "as high", "of another part", "the others have none", "the others have always had them"])  # fmt: skip
+def test_in_a_world_that_changed_for_all_lines_that_all_bearings_have_are_no_fault_of_one(own, others, cause):
+    named = (Event(FLEET[0], "vibration", "", "diagnosed", WORK_NS + HOUR, 0, 1, {"fault": "outer_race"}),) if cause == "drift" else ()  # the edge sees only one machine
+    every = [scored(a, lambda t: 12.0 if t > WORK_NS else 0.0, named if a == FLEET[0] else (), WORK_NS + 2 * HOUR) for a in FLEET]
+    references = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in every}
+    seen = [replace(o.between(8 * DAY, WORK_NS + DAY)) for o in every]
+    looked = {o.asset: own if o.asset == FLEET[0] else others for o in seen}
+    told = attribute(evaluate_drift(seen, references, WORK_NS + DAY), seen, references, {o.asset: SimpleNamespace(refuted=True) for o in seen}, looked)
+    assert (told[FLEET[0]].cause, {told[a].cause for a in FLEET[1:]}) == (cause, {"drift"}), told[FLEET[0]].sentence
+
+
 @pytest.mark.parametrize("own, cause", [(BENT, "fault"), (LOUDER, "unknown")], ids=["out of line", "louder"])
 def test_a_machine_that_changed_alone_has_a_fault_where_its_shaft_shakes_and_is_asked_about_where_all_is_louder(own, cause):
     one, others = scored(FLEET[0], lambda t: 12.0 if t > WORK_NS else 0.0, (), WORK_NS + 2 * HOUR), [scored(a, lambda t: 0.0) for a in FLEET[1:]]

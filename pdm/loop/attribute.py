@@ -8,7 +8,7 @@ __all__ = ['SIGNATURE', 'CAUSES', 'WORK', 'Looked', 'shaft_levels', 'look', 'Evi
 # %% ../../nbs/loop/attribute.ipynb #attr3
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Looked:
     reason: str = ""      # the lines, in words
     sensor: str = ""      # what is wrong with a sensor, such as `h gain_loss`, or empty
     windows: int = 0      # that were looked at
+    family: str = ""      # whose lines are there, whether or not they mean a fault
+    lines_db: float = 0.0 # how far the strongest of them stands above the floor, dB; 0 where they are faint
     shaft_db: tuple[tuple[float, ...], ...] = ()  # by how much once, twice and three times a turn have grown, and all else, dB; of each accelerometer
 
 
@@ -96,14 +98,16 @@ def look(
     if best is None:
         return Looked(windows=len(x), shaft_db=shaft_db)
     strength = _strength(best)
-    family = max(best.scores, key=lambda k: best.scores[k], default="")
+    family, lines_db = max(best.scores, key=lambda k: best.scores[k], default=""), round(max((e.snr_db for e in best.evidence), default=0.0), 1)
     if strength >= SIGNATURE and bearing is not None and before is not None and len(before) >= 20 and rpm_before is not None and np.isfinite(rpm_before).all() and (rpm_before > 0).all():
         which = np.unique(np.linspace(0, len(before) - 1, _MOST).round().astype(int))
         was = max(diagnose(np.asarray(before)[which, c], rate_hz, bearing, np.asarray(rpm_before, float)[which]).scores.get(family, 0.0) for c, unit in enumerate(units) if unit == "g")
         if was >= _OWN and strength < 2 * was:
-            return Looked("", round(strength, 2), f"{family.replace('_', ' ')} lines stand out, and did when it was healthy", "", len(x), shaft_db)
+            return Looked("", round(strength, 2), f"{family.replace('_', ' ')} lines stand out, and did when it was healthy", "", len(x), family, lines_db, shaft_db)
+    if strength < SIGNATURE:
+        return Looked("", round(strength, 2), best.reason, "", len(x), shaft_db=shaft_db)
     named = best.fault if best.fault not in ("none", "undetermined", "unknown") else family
-    return Looked(named if strength >= SIGNATURE and best.evidence else "", round(strength, 2), best.reason, "", len(x), shaft_db)
+    return Looked(named if best.evidence else "", round(strength, 2), best.reason, "", len(x), named, lines_db, shaft_db)
 
 
 def _strength(d: Diagnosis) -> float:
@@ -161,6 +165,7 @@ class Attribution:
     since_ns: int | None             # when it began, as well as that can be told
     action: str                      # `none`, `recalibrate`, `retrain` or `ask`: the cheapest that restores the promise
     sentence: str                    # for whoever looks after the machine
+    excess_db: float | None = None   # by how much its scores of the last day exceed those of the reference; of what has moved
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -224,7 +229,8 @@ def _evidence(c: _Case) -> list[Evidence]:
         add("shaft", f"it shakes {shakes[0]:.0f} dB more than it did {('once', 'twice', 'three times')[shakes[1]]} a turn{', and the others do not' * bool(c.beside)}", fault=6.0, drift=-1.0, unknown=-2.0, sensor=-1.0)
     elif c.looked.windows >= _LEAST and c.looked.reason:
         add("signature", c.looked.reason if c.looked.strength >= SIGNATURE else "no frequency of its bearing stands out", fault=-0.7)
-    if named := [e for e in c.o.events if e.kind == "diagnosed" and e.t_ns >= c.since_ns - c.span_ns and e.details.get("fault") not in ("none", "unknown", "undetermined", None)]:
+    usual = ("none", "unknown", "undetermined", None, *((c.looked.family,) if not c.looked.fault else ()))  # lines that are no sign of a fault here are none at the edge
+    if named := [e for e in c.o.events if e.kind == "diagnosed" and e.t_ns >= c.since_ns - c.span_ns and e.details.get("fault") not in usual]:
         add("diagnosis", f"the edge named {named[-1].details['fault']}", fault=4.0, unknown=-1.0)
     growth = _growth(c)
     if growth > 0:
@@ -300,6 +306,9 @@ def attribute(
     since = {a: _since(evaluation.drifts[a], past[a], promises.get(a), held.get(a), t_ns, span_ns) for a in past}
     moved = {a: s for a, s in since.items() if s is not None}
     blocks = {a: _blocks(o, references[a], span_ns // 8) for a, o in past.items()}
+    others = {a: [b for b in past if b != a and past[b].model == past[a].model] for a in moved}
+    near = {a: [b for b in others[a] if b in moved and abs(moved[b] - moved[a]) <= 2 * span_ns] for a in moved}
+    looked = {a: _usual(v, [looked[b] for b in near.get(a, ()) if b in looked], len(others.get(a, ()))) for a, v in looked.items()}
     own = {a for a, s in moved.items() if _work(past[a], s, span_ns) or (v := looked.get(a)) and (v.fault or v.sensor)}  # these have reasons of their own, and are no company
     found = {}
     for o in observed:
@@ -307,17 +316,24 @@ def attribute(
         if a not in moved:
             found[a] = Attribution(a, t_ns, "none", 1.0, (), None, "none", "as it was" if a in past else evaluation.drifts[a].reason)
             continue
-        others = [b for b in past if b != a and past[b].model == past[a].model]
-        same = [b for b in others if b in moved and b not in own and abs(moved[b] - moved[a]) <= 2 * span_ns]
+        same = [b for b in near[a] if b not in own]
         first = moved[a] // (span_ns // 8)
         mine = blocks[a]
         span = range(first, max(mine, default=first) + 1)
         excess = np.array([mine.get(k, np.nan) for k in span])
-        beside = np.array([_median([blocks[b][k] for b in others if k in blocks[b]]) for k in span]) if len(others) >= 2 else None
-        case = _Case(past[a], recent[a], evaluation.drifts[a], references[a], promises.get(a), looked.get(a, Looked()), moved[a], excess, beside, len(others), len(same), span_ns, _work(past[a], moved[a], span_ns),
+        beside = np.array([_median([blocks[b][k] for b in others[a] if k in blocks[b]]) for k in span]) if len(others[a]) >= 2 else None
+        case = _Case(past[a], recent[a], evaluation.drifts[a], references[a], promises.get(a), looked.get(a, Looked()), moved[a], excess, beside, len(others[a]), len(same), span_ns, _work(past[a], moved[a], span_ns),
                      tuple(looked[b] for b in same if b in looked and looked[b].shaft_db))
         found[a] = _conclude(case, t_ns)
     return found
+
+
+def _usual(v: Looked, near: Sequence[Looked], others: int) -> Looked:
+    "What raw windows say, next to those that changed with it: a load makes the balls of every bearing heard. Lines that they have too, and about as high, are no fault of one."
+    like = sum(b.family == v.fault and v.lines_db - b.lines_db <= _APART_DB for b in near)
+    if not v.fault or like < max(1, _TOGETHER * others):
+        return v
+    return replace(v, fault="", reason=f"{v.fault.replace('_', ' ')} lines stand out, and do on {like} of {others} others that changed with it")
 
 
 def _median(values: Sequence[float]) -> float:
@@ -389,4 +405,6 @@ def _conclude(c: _Case, t_ns: int) -> Attribution:
             "unknown": "it changed alone, and nothing says why: please look at it and say what it was (predmaint alarms label, or a maintenance event); nothing is retrained, and of its raw windows stays what the archive's settings keep"}.get(
         cause) or ("people worked on it: calibrate it anew on its own windows" if action == "recalibrate" else "the world has changed and the promise on false alarms is broken: retrain"
                    if action == "retrain" else "the world has changed, and the promise on false alarms holds: nothing to do")
-    return Attribution(c.o.asset, t_ns, cause, round(probability, 3), tuple(evidence), since_ns, action, f"{what} ({cause}, {probability:.0%}" + (f": {because})" if because else ")"))
+    lately = c.excess_db[-8:][np.isfinite(c.excess_db[-8:])]
+    return Attribution(c.o.asset, t_ns, cause, round(probability, 3), tuple(evidence), since_ns, action, f"{what} ({cause}, {probability:.0%}" + (f": {because})" if because else ")"),
+                       round(float(np.median(lately)), 2) if len(lately) else None)
