@@ -152,6 +152,8 @@ def test_an_asset_that_moves_much_further_than_its_fleet_is_asked_about_even_in_
     moved = heard(fleet, lambda x: 1.15 * x)
     assert learned(champion, hotter(moved)).passed
     one = fleet.assets[2]
+    near = champion._with(champion.calibration, [r.model_copy(update={"threshold_db": r.threshold_db - 12 * (r.asset == one)}) for r in champion.calibrations.values()])
+    assert learned(near, hotter(moved)).passed, "its threshold is near, and it has moved as far as the others"
     answer = learned(champion, hotter(heard(moved, lambda x: worn(x, 2.0), {one})))
     assert not answer.passed and one in answer.says and answer.numbers["most_apart_db"] > APART_DB
     assert learned(champion, hotter(heard(moved, lambda x: worn(x, 2.0), {one})), [Span(one, 0, None, "sound")]).passed

@@ -186,6 +186,15 @@ def test_a_machine_that_was_asked_about_and_alarms_is_company_for_another_one_th
     assert fleet(Policy(), sorted(past, key=lambda r: r.t_ns)).action == action
 
 
+@pytest.mark.parametrize("own, others, action", [(4.0, 3.4, "retrain"), (4.0, 2.0, "ask"), (1.0, 0.2, "ask"), (4.0, None, "ask"), (None, 4.0, "ask")])
+def test_the_only_one_that_alarms_is_no_question_where_it_has_moved_no_further_than_the_others(own, others, action):
+    def excess(db):
+        return {} if db is None else {"excess_db": db}
+
+    past = [*days(2, FLEET[:3], refuted=False, **excess(others)), *days(2, FLEET[3:], **excess(own))]
+    assert fleet(Policy(), sorted(past, key=lambda r: r.t_ns)).action == action
+
+
 # --- what keeps it from being done
 
 

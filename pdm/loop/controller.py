@@ -23,7 +23,7 @@ from .labels import Label, labels_of
 from .logbook import Ask, Decided, Evaluated, Held, Logbook, Trigger
 from .observed import Observed
 from .performance import outside
-from .policy import Decision, GroupRules, Policy, rule
+from .policy import Decision, GroupRules, Policy, in_step, rule
 from .quarantine import absolve, resolve, spans_for, suspect
 
 # %% ../../nbs/loop/controller.ipynb #ctrl6
@@ -63,7 +63,7 @@ class Seen:
     ) -> Evaluated:
         "As it is written down."
         a, details = self.attribution, dict[str, Any]()
-        details |= {"since_ns": a.since_ns, "alarm_since_ns": self.alarm_since_ns, "clean": clean, "model": self.observed.model, "stream": self.observed.stream,
+        details |= {"since_ns": a.since_ns, "alarm_since_ns": self.alarm_since_ns, "excess_db": a.excess_db, "clean": clean, "model": self.observed.model, "stream": self.observed.stream,
                     "evidence": [{"name": e.name, "says": e.says, "log_odds": dict(e.log_odds)} for e in a.evidence]}
         if self.drift is not None:
             details |= {"shifts": [{"quantity": s.quantity, "name": s.name, "effect": s.effect, "p_value": s.p_value} for s in self.drift.shifts if s.fired][:12],
@@ -79,12 +79,12 @@ class Seen:
 def apart(
     rows: Sequence[Evaluated],  # of one evaluation
 ) -> set[str]:                  # assets
-    "Who drifts with others of its model, and has windows above the threshold out of all proportion to theirs: most of its own, and three times as many as they."
+    "Who drifts with others of its model, but further than they, and has windows above the threshold out of all proportion to theirs: most of its own, and three times as many as they."
     drifting = [r for r in rows if r.cause == "drift" and "above" in r.details]
     found = set()
     for r in drifting:
-        others = [s.details["above"] for s in drifting if s.asset != r.asset and s.details.get("model") == r.details.get("model")]
-        if len(others) >= 2 and r.details["above"] >= max(0.5, 3 * float(np.median(others))):
+        others = [s for s in drifting if s.asset != r.asset and s.details.get("model") == r.details.get("model")]
+        if len(others) >= 2 and r.details["above"] >= max(0.5, 3 * float(np.median([s.details["above"] for s in others]))) and not in_step(r, others):
             found.add(r.asset)
     return found
 

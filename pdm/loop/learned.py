@@ -66,7 +66,7 @@ def chance_of(
 
 # %% ../../nbs/loop/learned.ipynb #lern10
 MOVED = 0.2      # share of an asset's windows above the champion's threshold, from which it counts as moved
-APART_DB = 6.0   # an asset that moves so much further than its fleet moves for a reason of its own
+APART_DB = 6.0   # an asset that moves so much further from its normal than its fleet moves for a reason of its own
 _FEWEST = 8      # windows that this is judged by, at least
 
 
@@ -88,8 +88,10 @@ def learned(
                 shares[asset] = max(shares.get(asset, 0.0), float((db > 0).mean()) if improbable else 0.0)
             if part == "test" and len(db := above_db(champion, data, asset, windows[asset])) >= _FEWEST:
                 newest[asset] = db, above_db(champion, data, asset, windows[asset], spans)
-    fleet_db = float(np.median([np.median(db) for db, _ in newest.values()])) if len(newest) > 2 else np.inf
-    apart = {a: float(np.median(db)) - fleet_db for a, (_, db) in newest.items() if len(db) >= _FEWEST and np.median(db) > max(0.0, fleet_db + APART_DB)}
+    margin_db = {a: (r := champion.calibration_of(a)).threshold_db - float(np.median(r.scores_db)) for a in newest}
+    fleet_db = [float(np.median([np.median(db) + k * margin_db[a] for a, (db, _) in newest.items()])) if len(newest) > 2 else np.inf for k in (0, 1)]  # over the threshold, and from normal
+    apart = {a: far for a, (_, db) in newest.items() if len(db) >= _FEWEST and np.median(db) > 0
+             and (far := float(np.median(db) + min(-fleet_db[0], margin_db[a] - fleet_db[1]))) > APART_DB}  # by both: where the threshold is near, the first says little
     moved = {a: s for a, s in shares.items() if s >= MOVED}
     numbers = {"assets": len(shares), "moved": len(moved), "apart": len(apart), "most_apart_db": round(max(apart.values(), default=0.0), 2)}
     look = "hold them back (predmaint quarantine); if the machine is well, say that the span is sound, and train again"

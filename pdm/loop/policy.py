@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Opening', 'Hold', 'Rules', 'Retraining', 'GroupRules', 'AssetRules', 'Policy', 'parse_policy', 'load_policy',
-           'Decision', 'rule']
+           'Decision', 'in_step', 'rule']
 
 # %% ../../nbs/loop/policy.ipynb #poli3
 import hashlib
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from importlib import resources
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -260,6 +261,18 @@ def _spoken(row: Evaluated, evidence: Sequence[str]) -> bool:
     return not evidence or bool(told & set(evidence))
 
 
+_IN_STEP_DB = 1.5
+
+
+def in_step(
+    one: Evaluated,
+    others: Sequence[Evaluated],  # of the same evaluation
+) -> bool:                        # no, where that is not known
+    "Whether an asset has moved no further from its normal than others have: if it alarms more than they, its threshold is nearer. Not by 1.5 dB more than their median, nor by half of its own way."
+    own, theirs = one.details.get("excess_db"), [o.details["excess_db"] for o in others if o.details.get("excess_db") is not None]
+    return own is not None and bool(theirs) and own - median(theirs) <= min(_IN_STEP_DB, own / 2)
+
+
 def _harmful(rows: Sequence[Evaluated]) -> list[str]:
     "Assets whose promise is broken; none where that may be the chance of one among many. At a look, that is one of many, more is asked of a chance: here drift has lasted already."
     broken = [r for r in rows if r.details.get("refuted") or r.details.get("chance", 1.0) * len(rows) < 0.05]
@@ -304,9 +317,10 @@ def _of_group(policy: Policy, group: GroupRules, by_asset: Mapping[str, list[Eva
         return Decision(group.name, "none", False, f"{what}; a model that all share is trained anew when {group.share:.0%} have")
     broken = _harmful(rows)
     others = [a for a, past in by_asset.items() if a not in held and past[-1].details.get("apart") and past[-1].details.get("refuted")]  # asked about, and they alarm too
-    if rules.refuted and len(broken) == 1 < len(stands) and not others and not _spoken(stands[broken[0]].last, ("conditions",)):  # its alarms may have a reason of their own
+    if rules.refuted and len(broken) == 1 < len(stands) and not others and not _spoken(stands[broken[0]].last, ("conditions",)) and not in_step(
+            stands[broken[0]].last, [s.last for a, s in stands.items() if a != broken[0]]):  # its alarms may have a reason of their own
         first = not any(r.details.get("refuted") for r in by_asset[broken[0]][-2:-1])
-        return Decision(group.name, "ask", first, f"{what}, and of all of them only {_names(broken)} alarms more than was promised, though speed, load and surroundings are as they were: that is a question about this machine, and no reason to train a model "
+        return Decision(group.name, "ask", first, f"{what}, and of all of them only {_names(broken)} alarms more than was promised, has moved further than the others, and speed, load and surroundings are as they were: that is a question about this machine, and no reason to train a model "
                         f"for all. Please look at it{'' if first else ' (asked before)'}", assets=tuple(broken), since_ns=since_ns)
     if rules.refuted and not broken:
         return Decision(group.name, "none", False, f"{what}, and false alarms are what was promised: absorbed, nothing to do", assets=tuple(stands), since_ns=since_ns)
