@@ -1,5 +1,5 @@
 """Does the loop know a fault from drift? Generated plants of twelve kinds, at decision level: hop 10 min, kind `mahalanobis`, the real drift, promise, attribution, quarantine,
-policy and gate; no Kubeflow and no Triton. Seeds from 10000 on were never used in development. Peers see the same windows in the same run.
+policy and gate; no Kubeflow and no Triton. Seeds from 11000 on were never used in development. Peers see the same windows in the same run.
 
     drift    worlds that change for all machines; harmful where the promise breaks without action, else benign
     mixed    the same worlds, in which one machine wears out as well. Paired with the world without: its twin must be silent, and the model that the loop made of that world, which has
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def _with(model: Model, tracks: dict[str, Track]) -> Model:
     "The same detector at work on other windows of some assets."
     from _loop_world import STREAM
     seen = {a: watch(model.detector, a, STREAM, t.windows, t.t_ns, t.conditions).between(model.since_ns) for a, t in tracks.items()}
-    return Model(model.detector, model.since_ns, model.references, {**model.observed, **seen})
+    return replace(model, observed={**model.observed, **seen})
 
 
 def _alarm_after(r: Run | tuple[np.ndarray, np.ndarray], asset: str, since_ns: int) -> list[int]:
@@ -64,10 +65,10 @@ def _live(r: Run) -> int | None:
 
 
 def _false_alarms(r: Run, since_ns: int) -> dict[str, float]:
-    "Of the last model: episodes in running days, over all machines, and whether any promise is refuted. A machine that was held back from it has a lent calibration, which promises nothing."
+    "Of the last model: episodes in running days, over all machines, and whether any promise is refuted. The calibration of a machine that was held back from it is handed on, and promises nothing."
     m = r.models[-1]
     told = {a: promise(o, m.detector.calibration_of(a), max(since_ns, m.since_ns), refuted=REFUTED / ASSETS) for a, o in m.observed.items()}
-    own, lent = ([p for a, p in told.items() if (a in m.detector.calibrations) == has] for has in (True, False))
+    own, lent = ([p for a, p in told.items() if (a not in m.handed_on) == has] for has in (True, False))
     return {"episodes": sum(p.episodes for p in own), "days": sum(p.days for p in own), "refuted": any(p.refuted for p in own), "lent": len(lent), "lent_episodes": sum(p.episodes for p in lent)}
 
 
@@ -79,11 +80,12 @@ def drift(seed: int) -> list[dict[str, Any]]:
     tracks = plant.tracks()
     first, start = first_model(tracks), _start(tracks)
     change, end = start + round(at_d * DAY_NS), max(int(t.t_ns[-1]) for t in tracks.values())
-    before = [promise(o, first.detector.calibration_of(a), change, refuted=REFUTED / ASSETS) for a, o in first.observed.items()]
+    broken = {a for a, o in first.observed.items() if promise(o, first.detector.calibration_of(a), change, refuted=REFUTED / ASSETS).refuted}
     alone = Loop(plant, tracks, first).go()
-    row: dict[str, Any] = {"part": "drift", "seed": seed, "kind": plant.kind, "events": [e["kind"] for e in plant.events], "harmful": any(p.refuted for p in before),
+    row: dict[str, Any] = {"part": "drift", "seed": seed, "kind": plant.kind, "events": [e["kind"] for e in plant.events], "harmful": bool(broken),
                            "acted": len(alone.models) > 1, "fired": bool(alone.retrained()),
-                           "kinds": [x[3].get("kind") for x in alone.actions], "reasons": [x[3].get("reason", "")[:200] for x in alone.actions], "asked": len(alone.asked)}
+                           "kinds": [x[3].get("kind") for x in alone.actions], "reasons": [x[3].get("reason", "")[:200] for x in alone.actions], "asked": len(alone.asked),
+                           "asked_of_it": any(d.action == "ask" and d.fired and broken & {d.scope, *d.assets} for step in alone.steps if step.t_ns >= change for d in step.decisions)}
     if row["acted"]:
         live = alone.models[1].since_ns
         row |= {"delay_d": (live - change) / DAY_NS, "after": _false_alarms(alone, live)}
@@ -187,7 +189,8 @@ def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
     if of["drift"]:
         value, note = _rate(harmful, lambda r: r["acted"])
         delays = [r["delay_d"] for r in harmful if r["acted"]]
-        checks.append(check("drift_retrained_rate", value, ">= 0.95", f"harmful drift acted on: {note}; median delay {np.median(delays):.2f} d" if delays else note))
+        checks.append(check("drift_retrained_rate", value, ">= 0.95", f"harmful drift acted on: {note}; median delay {np.median(delays) if delays else np.nan:.2f} d; "
+                            f"of the others, a person was asked about a machine whose promise was broken in {sum(r['asked_of_it'] for r in harmful if not r['acted'])}"))
         needless = sum(r["fired"] for r in benign)
         checks.append(check("benign_retrained_count", needless, "<= 0", f"benign drift for which a retraining was begun, {so_many(needless, len(benign))}; ours: no target in the issue"))
         after = [r["after"] for r in of["drift"] if r.get("after")]
@@ -274,7 +277,7 @@ def run(pool: Executor, parts: list[str], seeds: dict[str, list[int]], file: Pat
 def main() -> None:
     resume = "--resume" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--resume"]
-    args, since = arguments(__doc__ or "", PARTS, seed=10000, jobs=2), time.perf_counter()
+    args, since = arguments(__doc__ or "", PARTS, seed=11000, jobs=2), time.perf_counter()
     parts = args.parts or list(PARTS)
     file = RESULTS / ("loop-runs-quick.jsonl" if args.quick else "loop-runs.jsonl")
     RESULTS.mkdir(exist_ok=True)
