@@ -47,7 +47,7 @@ def look_at_a_warm_hall(now_ns, labels=(), spans=()):
     "Three drift from the fifth day on, and raise alarms that were not promised; one wears from the fourth."
     for k, asset in enumerate(FLEET):
         cause, since = ("fault", 4 * DAY) if k == 3 and now_ns > 4.5 * DAY else ("drift", 5 * DAY) if now_ns > 5 * DAY else ("none", None)
-        told = SimpleNamespace(asset=asset, t_ns=now_ns, cause=cause, probability=0.95, evidence=(), since_ns=since, sentence=f"{cause}, it seems",
+        told = SimpleNamespace(asset=asset, t_ns=now_ns, cause=cause, probability=0.95, evidence=(), excess_db=None, since_ns=since, sentence=f"{cause}, it seems",
                                action="retrain" if cause == "drift" else "none")  # fmt: skip
         broken = SimpleNamespace(refuted=cause == "drift", chance=0.01, chance_above=1e-6, episodes=3, days=0.5, allowed_per_day=1.0, above=3, counted=10)
         yield Seen(made_up(asset, now_ns, since), told, None, broken)
@@ -382,7 +382,7 @@ def test_one_machine_is_calibrated_anew_after_work_with_its_windows_since_then_a
     def look(now_ns, labels=(), spans=()):
         for k, asset in enumerate(FLEET):
             moved = k == 0 and now_ns > 4 * DAY
-            told = SimpleNamespace(asset=asset, t_ns=now_ns, cause="drift" if moved else "none", probability=0.97, evidence=(), since_ns=4 * DAY if moved else None,
+            told = SimpleNamespace(asset=asset, t_ns=now_ns, cause="drift" if moved else "none", probability=0.97, evidence=(), excess_db=None, since_ns=4 * DAY if moved else None,
                                    sentence="people worked on it", action="recalibrate" if moved else "none")  # fmt: skip
             yield Seen(made_up(asset, now_ns, 4 * DAY if moved else None), told, None, None)
 
@@ -402,7 +402,7 @@ def test_one_machine_is_calibrated_anew_after_work_with_its_windows_since_then_a
 def test_what_was_held_before_anybody_could_tell_is_free_once_work_explains_it(tmp_path):
     def look(now_ns, labels=(), spans=()):
         cause, action = ("none", "none") if now_ns <= 4 * DAY else ("unknown", "ask") if now_ns < 4 * DAY + 13 * HOUR else ("drift", "recalibrate")
-        told = SimpleNamespace(asset=FLEET[0], t_ns=now_ns, cause=cause, probability=0.97, evidence=(), since_ns=4 * DAY if cause != "none" else None, sentence=cause, action=action)
+        told = SimpleNamespace(asset=FLEET[0], t_ns=now_ns, cause=cause, probability=0.97, evidence=(), excess_db=None, since_ns=4 * DAY if cause != "none" else None, sentence=cause, action=action)
         yield Seen(made_up(FLEET[0], now_ns, 4 * DAY if cause != "none" else None), told, None, None)
 
     ran = []

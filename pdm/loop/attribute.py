@@ -30,6 +30,7 @@ from ..stream.records import Event
 SIGNATURE = 5.0   # -log10 of the chance that noise lines up so: from there on it is a signature (`pdm.diagnose` names from 4 on, and is asked of every asset again and again)
 _OWN = 4.0        # strength in healthy windows, from which a line is the machine's own
 _BAD_SHARE = 0.1  # of the windows with the same fault, from which the sensor is broken
+_HIGHER_DB = 6.0  # by so much lines must rise over those that were there before, or that others have, to be news of this machine; in generated worlds those of a load differ by less, and a fault's rise by more
 _LEAST, _MOST = 8, 48  # windows that are looked at
 _ORDERS, _TURNS = (1, 2, 3), (2.0, 4.0)  # of the shaft; turns that a window must hold to tell them apart, and about so many are fitted at a time: speeds are not known to the last digit
 
@@ -101,8 +102,9 @@ def look(
     family, lines_db = max(best.scores, key=lambda k: best.scores[k], default=""), round(max((e.snr_db for e in best.evidence), default=0.0), 1)
     if strength >= SIGNATURE and bearing is not None and before is not None and len(before) >= 20 and rpm_before is not None and np.isfinite(rpm_before).all() and (rpm_before > 0).all():
         which = np.unique(np.linspace(0, len(before) - 1, _MOST).round().astype(int))
-        was = max(diagnose(np.asarray(before)[which, c], rate_hz, bearing, np.asarray(rpm_before, float)[which]).scores.get(family, 0.0) for c, unit in enumerate(units) if unit == "g")
-        if was >= _OWN and strength < 2 * was:
+        had = [diagnose(np.asarray(before)[which, c], rate_hz, bearing, np.asarray(rpm_before, float)[which]) for c, unit in enumerate(units) if unit == "g"]
+        was, was_db = max(d.scores.get(family, 0.0) for d in had), max((e.snr_db for d in had for e in d.evidence), default=0.0)
+        if was >= _OWN and strength < 2 * was and lines_db - was_db <= _HIGHER_DB:
             return Looked("", round(strength, 2), f"{family.replace('_', ' ')} lines stand out, and did when it was healthy", "", len(x), family, lines_db, shaft_db)
     if strength < SIGNATURE:
         return Looked("", round(strength, 2), best.reason, "", len(x), shaft_db=shaft_db)
@@ -330,7 +332,7 @@ def attribute(
 
 def _usual(v: Looked, near: Sequence[Looked], others: int) -> Looked:
     "What raw windows say, next to those that changed with it: a load makes the balls of every bearing heard. Lines that they have too, and about as high, are no fault of one."
-    like = sum(b.family == v.fault and v.lines_db - b.lines_db <= _APART_DB for b in near)
+    like = sum(b.family == v.fault and v.lines_db - b.lines_db <= _HIGHER_DB for b in near)
     if not v.fault or like < max(1, _TOGETHER * others):
         return v
     return replace(v, fault="", reason=f"{v.fault.replace('_', ' ')} lines stand out, and do on {like} of {others} others that changed with it")
