@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias
+from sqlalchemy import event
 from typer.testing import CliRunner
 
 from pdm.config import Settings
@@ -289,6 +291,26 @@ def test_of_processes_that_promote_at_once_each_row_counts_or_is_void(embedded, 
         racer.stdin.write("go\n")
         racer.stdin.flush()
     assert [racer.communicate(timeout=120) for racer in racers] == [("", "")] * 2 and [racer.returncode for racer in racers] == [0, 0]
+    the_log_is_sound(registry, name)
+
+
+def test_an_alias_that_somebody_makes_between_mlflows_look_and_its_insert_is_theirs_then_ours(embedded, name, make_bundle, tmp_path):
+    registry = Registry(embedded, f"file:{tmp_path / 'queue'}")
+    for gain in (1.0, 2.0):
+        registry.register(make_bundle(gain, name=name).path)
+    races = []
+
+    def somebody_is_faster(mapper, connection, target):
+        if not races:
+            races.append(target.alias)
+            Registry(embedded, registry.queue)._client.set_registered_model_alias(name, target.alias, "2")
+
+    event.listen(SqlRegisteredModelAlias, "before_insert", somebody_is_faster)
+    try:
+        registry.promote(name, 1, who="ann", why="the first")
+    finally:
+        event.remove(SqlRegisteredModelAlias, "before_insert", somebody_is_faster)
+    assert races == ["champion"]
     the_log_is_sound(registry, name)
 
 

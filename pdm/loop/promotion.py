@@ -124,7 +124,7 @@ class AuditLog:
     ) -> None:
         "Name a version the challenger, unless it is the champion."
         if version not in self.champions()[-1:]:
-            self.client.set_registered_model_alias(self.model, "challenger", str(version))
+            self._set("challenger", version)
 
     def settle(self) -> list[AuditRow]:
         "Make the aliases what the log says; its rows, void where they are. Whoever wrote a row does this, and whoever comes next if they died of it."
@@ -145,9 +145,18 @@ class AuditLog:
         if version == aliases.get(alias):
             return
         if version is not None and self.client.search_model_versions(f"name = '{self.model}' AND version_number = {version}"):
-            self.client.set_registered_model_alias(self.model, alias, str(version))
+            self._set(alias, version)
         elif alias in aliases:  # or the version was deleted in MLflow
             self.client.delete_registered_model_alias(self.model, alias)
+
+    def _set(self, alias: str, version: int) -> None:
+        "MLflow looks for the alias, then inserts it: whoever is slower by a moment is refused, and now finds it there."
+        try:
+            self.client.set_registered_model_alias(self.model, alias, str(version))
+        except Exception:
+            if alias not in self.aliases():
+                raise
+            self.client.set_registered_model_alias(self.model, alias, str(version))
 
     def _append(self, action: str, before: int | None, after: int, who: str, why: str, metrics: Mapping[str, float]) -> None:
         for name, text in (("who", who), ("why", why)):
