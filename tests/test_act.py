@@ -10,9 +10,10 @@ from pdm.data.archive import Archive
 from pdm.data.scenario import parse
 from pdm.data.spans import moment_ns
 from pdm.data.training import gather
-from pdm.errors import InvalidInput, NotEnoughData
-from pdm.loop.act import Actions, references_of
+from pdm.errors import CheckFailed, InvalidInput, NotEnoughData
+from pdm.loop.act import Actions, recalibrated, references_of
 from pdm.loop.logbook import Logbook, Trigger
+from pdm.loop.registry import Registry
 from pdm.loop.release import release, releases_of
 from pdm.model.bundle import excuse_of, load_bundle, records_of, write_bundle
 from pdm.model.detector import Detector
@@ -137,6 +138,43 @@ def test_where_nobody_is_told_no_published_calibration_is_overwritten(hall, tmp_
     with pytest.raises(InvalidInput, match="published already") as e:
         Actions(settings).run(hall.asked(1, old))
     assert e.value.exit_code == 1 and published(settings, first) == came
+
+
+@pytest.mark.parametrize(("since", "until", "learnt"), [("2026-01-08", None, True), ("2026-01-11", "2026-01-12", True), (UNTIL, None, False), ("2025-12-01", "2026-01-01", False)])
+def test_what_is_held_back_while_it_runs_is_not_released(hall, tmp_path, monkeypatch, since, until, learnt):
+    settings, old = hall.site(tmp_path)
+
+    def meanwhile(*given):
+        with Logbook(settings.logbook_file) as book:
+            book.hold(hall.pumps[0], moment_ns(since), until and moment_ns(until), "its bearing is worn", "mia", moment_ns(UNTIL))
+        return recalibrated(*given)
+
+    monkeypatch.setattr("pdm.loop.act.recalibrated", meanwhile)
+    if learnt:
+        with pytest.raises(CheckFailed, match=f"held back by now.*{hall.pumps[0]}"):
+            Actions(settings).run(hall.asked(0, old))
+    else:
+        Actions(settings).run(hall.asked(0, old))
+    assert len(released(settings)) == 1 - learnt
+    assert Actions(settings).run(hall.asked(1, old))["exit_code"] == 0  # it says nothing of another machine
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["while it ran", "before it began"])
+def test_a_new_model_is_released_unless_what_it_learnt_is_held_back_since(hall, tmp_path, monkeypatch, told):
+    settings, old = hall.site(tmp_path, tracking_url="sqlite:", release_url="", pipeline_root=f"file:{tmp_path / 'runs'}")
+    registry, bundle = Registry.of(settings), load_bundle(f"{settings.bundle_url.removeprefix('file:')}/{old}")
+    other, _ = hall.model.export(tmp_path / "other", revision=2)
+    for path in (bundle.path, other.path):
+        registry.register(path)
+        registry.promote("pump", who="ann", why="it passed")
+    with Logbook(settings.logbook_file) as book:
+        book.hold(hall.pumps[0], moment_ns(hall.work), None, "its bearing is worn", "mia", moment_ns(UNTIL))
+        spans = [str(s) for s in book.spans()] if told else []
+    ended = {"exit_code": 0, "reason": "", "shards": {"pump": {"status": "champion", "digest": other.digest, "spans": spans}}}
+    monkeypatch.setattr("pdm.loop.act.run_local", lambda *_: ended)
+    done = Actions(settings).run(Trigger("retrain-1", 0, "pump", "retrain", {"name": "pump", "since": hall.work, "until": UNTIL, "assets": [], "spans": []}))
+    assert done["exit_code"] == (0 if told else 3)
+    assert registry.champion("pump").digest == (other.digest if told else old)
 
 
 def test_a_fault_that_was_dated_back_while_a_run_waited_is_not_learnt(hall, tmp_path):

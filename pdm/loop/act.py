@@ -9,7 +9,7 @@ __all__ = ['log', 'recalibrated', 'references_of', 'Actions']
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Settings, load_assets
-from ..data.spans import moment_ns
+from ..data.spans import held_of, moment_ns, read_spans
 from ..data.training import TrainingData, gather
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError
 from .drift import Reference
@@ -120,6 +120,20 @@ class Actions:
         with Logbook(file) as book:
             return list(dict.fromkeys([*spans, *map(str, book.spans())]))
 
+    def _held_since(self,
+        trigger: Trigger,
+        told: Iterable[str],  # what its run knew of the past
+    ) -> str:                 # in words; empty: nothing
+        "What is held back by now of the time that it learnt from, and was not then."
+        since_ns, until_ns = (moment_ns(trigger.arguments[k]) for k in ("since", "until"))
+        then, assets = read_spans(told), trigger.arguments.get("assets") or [trigger.arguments.get("asset")]
+        found = []
+        for s in read_spans(self._spans(trigger)):
+            first, last = max(s.since_ns, since_ns), min(until_ns, s.until_ns or until_ns)
+            if s.what == "held" and first < last and (s.asset in assets or assets == [None]) and not any(a <= first and last <= b for a, b in held_of(then, s.asset)):
+                found.append(str(s))
+        return f"it may have learnt what is held back by now, and is not released: {'; '.join(found)}" if found else ""
+
     def _retrain(self, trigger: Trigger) -> dict[str, Any]:
         s = self.settings
         arguments = {k: v for k, v in trigger.arguments.items() if k in _ASKED}
@@ -138,7 +152,16 @@ class Actions:
             if not waited.ended:
                 raise PartMissing(waited.error)
             ended = outcome(Ledger(s.runs_url, run.id), trigger.id, waited.state) | {"link": run.url}
-        passed = [(name, shard["digest"], {"gate": shard["status"]}) for name, shard in ended["shards"].items() if shard["status"] in ("passed", "champion") and shard.get("digest")]
+        passed = []
+        for name, shard in ended["shards"].items():
+            if shard["status"] not in ("passed", "champion") or not shard.get("digest"):
+                continue
+            if late := self._held_since(trigger, shard.get("spans", ())):
+                ended |= {"exit_code": ended["exit_code"] or 3, "reason": "; ".join(filter(None, [ended["reason"], f"{name}: {late}"]))}
+                if shard["status"] == "champion":
+                    Registry.of(s).rollback(name, who="predmaint drift", why=late)
+            else:
+                passed.append((name, shard["digest"], {"gate": shard["status"]}))
         return {**ended, "passed": passed}
 
     def _recalibrate(self, trigger: Trigger) -> dict[str, Any]:
@@ -152,6 +175,8 @@ class Actions:
             data = gather(told["source"], [told["asset"]], name=detector.contract.name, stream=told.get("stream") or None, since=told["since"], until=told["until"],
                           spans=told.get("spans", ()))
             new = recalibrated(detector, data)
+            if late := self._held_since(trigger, told.get("spans", ())):
+                raise CheckFailed(f"{told['asset']}: {late}")
             bundle, _ = new.export(Path(folder) / "after", max(detector.contract.revision + 1, moment_ns(told["until"]) // 10**9))
             beside = release_of(bundle.path)[-1]
             for file in sorted((before / f"{base}.calibration").glob("*.reference.npz")):

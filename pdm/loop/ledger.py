@@ -78,6 +78,8 @@ def summary(
                   "reason": f"{entry['step']}: {entry['reason']}"}
         if entry["step"] in ("package", "gate", "promote"):
             s |= {k: v for k, v in entry["result"].items() if k in ("digest", "version", "kind", "queued")}
+        if entry["step"] == "ingest":
+            s |= {"spans": entry["result"].get("spans", [])}  # that it knew of
         if not s["exit_code"] and entry["step"] in ("gate", "promote"):
             s["status"] = "champion" if entry["result"].get("champion") is True or s["status"] == "champion" else "passed"
     first = told.get("look", {})
