@@ -234,6 +234,9 @@ def test_cooldown_budget_hold_windows_and_clean_data_are_each_named_as_what_it_w
     assert fleet(Policy(), past, [ended(now - 8 * DAY)], now).fired
     for code in (1, 2, 3, 4):  # what changed nothing costs a day, and no week
         assert [fleet(Policy(), past, [ended(now - round(d * DAY), outcome={"exit_code": code})], now).fired for d in (0.9, 1.1)] == [False, True]
+    refused = [ended(now - d * DAY, outcome={"exit_code": 3}) for d in (7, 6, 5, 4, 3, 2, 1)]
+    assert fleet(Policy(), past, refused[1:], now).fired, "each day there is more to learn from"
+    assert "3 runs in a week, and 3 may be" in fleet(parse_policy("default: {budget_per_week: 3}"), past, refused[4:], now).reasons
 
 
 def test_after_a_run_only_what_is_seen_of_the_new_model_counts():

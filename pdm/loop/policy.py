@@ -68,7 +68,7 @@ class Rules(Spec):
     cooldown: Duration = 7 * _DAY_S
     min_clean_windows: int = Field(200, ge=0)
     min_clean_after_work: int = Field(150, ge=0)
-    budget_per_week: int = Field(3, ge=0)
+    budget_per_week: int = Field(7, ge=0)
     maintenance_windows: tuple[Opening, ...] = ()
     hold: Hold | None = None
     false_drifts_per_year: float = Field(1.0, gt=0)
