@@ -126,7 +126,7 @@ class Actions:
     ) -> str:                 # in words; empty: nothing
         "What is held back by now of the time that it learnt from, and was not then."
         since_ns, until_ns = (moment_ns(trigger.arguments[k]) for k in ("since", "until"))
-        then, assets = read_spans(told), trigger.arguments.get("assets") or [trigger.arguments.get("asset")]
+        then, assets = read_spans(told), trigger.arguments.get("assets") or [trigger.arguments.get("asset")]  # none: whatever the source has
         found = []
         for s in read_spans(self._spans(trigger)):
             first, last = max(s.since_ns, since_ns), min(until_ns, s.until_ns or until_ns)
@@ -158,8 +158,8 @@ class Actions:
                 continue
             if late := self._held_since(trigger, shard.get("spans", ())):
                 ended |= {"exit_code": ended["exit_code"] or 3, "reason": "; ".join(filter(None, [ended["reason"], f"{name}: {late}"]))}
-                if shard["status"] == "champion":
-                    Registry.of(s).rollback(name, who="predmaint drift", why=late)
+                if shard["status"] == "champion" and (now := Registry.of(s).champion(name)) and now.digest == shard["digest"]:
+                    Registry.of(s).rollback(name, now.version, who="predmaint drift", why=late)
             else:
                 passed.append((name, shard["digest"], {"gate": shard["status"]}))
         return {**ended, "passed": passed}
