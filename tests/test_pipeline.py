@@ -225,6 +225,7 @@ def test_a_run_that_is_cut_or_fails_keeps_what_it_made_and_the_next_one_goes_on_
     assert {name for name, s in steps_of(again).items() if s["cached"]} == {"ingest", "train/mahalanobis", "train/iforest", "evaluate", "export"}
     assert steps_of(again)["train/mahalanobis"]["notebook"] == steps_of(first)["train/mahalanobis"]["notebook"]
     assert again["shards"]["mfpt"]["version"] == first["shards"]["mfpt"]["version"]
+    assert again["shards"]["mfpt"]["spans"] == first["shards"]["mfpt"]["spans"] == []  # what was known of the past is told of cached windows, too
     assert len(registry_of(state, url).history("mfpt")) == 1  # the same model is not promoted a second time
 
 

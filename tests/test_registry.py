@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias
-from sqlalchemy import event
 from typer.testing import CliRunner
 
 from pdm.config import Settings
@@ -296,6 +294,9 @@ def test_of_processes_that_promote_at_once_each_row_counts_or_is_void(embedded, 
 
 
 def test_an_alias_that_somebody_makes_between_mlflows_look_and_its_insert_is_theirs_then_ours(embedded, name, make_bundle, tmp_path):
+    from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias  # MLflow takes seconds to load
+    from sqlalchemy import event
+
     registry = Registry(embedded, f"file:{tmp_path / 'queue'}")
     for gain in (1.0, 2.0):
         registry.register(make_bundle(gain, name=name).path)
