@@ -67,7 +67,7 @@ class SignalEvent(threading.Event):
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM alike raise `KeyboardInterrupt`, so that everything is closed on the way out. They set the event too, since an exception
-    that is raised while Python forks a child, or within a callback, is swallowed: whoever goes on then finds it set."""
+    that is raised within a callback is swallowed: whoever goes on then finds it set."""
     stop = SignalEvent()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -96,6 +96,23 @@ def _die_with_parent() -> None:
         _libc.prctl(1, signal.SIGKILL)
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    "Signals that end us come when this is over: Python only prints what is raised in its handlers of fork."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
 class Child:
     "A program that we started. Its output is in `log`. Start it from a thread that lives as long as it shall."
     def __init__(self,
@@ -107,9 +124,14 @@ class Child:
     ):
         self.name = name or Path(args[0]).name
         self.log = Path(log)
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                                            env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=True, preexec_fn=_die_with_parent)
+        try:
+            with self.log.open("ab") as out, _signals_later():
+                self.process = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                                                env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=True, preexec_fn=_die_with_parent)
+        except BaseException:
+            if hasattr(self, "process"):
+                self.stop()  # nobody else has it
+            raise
 
     @property
     def pid(self) -> int:
