@@ -17,7 +17,7 @@ from pdm.data.spans import Span, moment_ns, which
 from pdm.data.split import by_clock
 from pdm.data.training import TrainingData
 from pdm.errors import NotEnoughData
-from pdm.loop.attribute import Looked, attribute, look
+from pdm.loop.attribute import Looked, attribute, before_work, look
 from pdm.loop.controller import Controller, Seen
 from pdm.loop.drift import Reference, evaluate_drift
 from pdm.loop.gate import gate
@@ -187,7 +187,11 @@ class Loop:
         now, before = t.cut(now_ns - self.span_ns, now_ns), t.cut(0, first.since_ns)
         now, before = now[now.running], before[before.running]
         some = np.linspace(0, len(before.t_ns) - 1, min(60, len(before.t_ns))).astype(int)
-        return look(now.windows, CHANNELS, UNITS, RATE_HZ, before.windows[some], self.plant.bearing, now.conditions["speed_rpm"], before.conditions["speed_rpm"][some])
+        work = before_work(self.run.models[-1].observed[asset], first.since_ns, now_ns, self.span_ns)
+        left = t.cut(*work) if work is not None else t[:0]
+        left = left[left.running]
+        return look(now.windows, CHANNELS, UNITS, RATE_HZ, before.windows[some], self.plant.bearing, now.conditions["speed_rpm"], before.conditions["speed_rpm"][some],
+                    left.windows, left.conditions["speed_rpm"])
 
     # --- acting
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pdm.loop.attribute import Looked, attribute, shaft_levels
+from pdm.loop.attribute import Looked, attribute, before_work, look, shaft_levels
 from pdm.loop.drift import Reference, evaluate_drift
 from pdm.loop.observed import Observed
 from pdm.stream.records import Event
@@ -119,6 +119,25 @@ def test_without_a_speed_or_two_turns_nothing_is_said_of_the_shaft():
     assert shaft_levels(x, 25_600, None) is None and shaft_levels(x, 25_600, np.full(24, np.nan)) is None and shaft_levels(x, 25_600, np.full(24, 900.0)) is None
     whole, x[:8, :, 5] = shaft_levels(x[8:], 25_600, rpm[8:]), np.nan
     assert np.array_equal(shaft_levels(x, 25_600, rpm), whole) and np.array_equal(shaft_levels(x, 25_600, np.where(np.arange(24) < 8, np.nan, rpm)), whole)
+
+
+def test_a_shaft_that_shook_before_people_came_is_no_news_and_one_that_shakes_since_they_left_is():
+    rpm = np.full(24, 1480.0)
+    sound, bent, louder = turning(rpm, {1: 0.2, 2: 0.02}), turning(rpm, {1: 0.2, 2: 0.2}), 2 * turning(rpm, {1: 0.2, 2: 0.2})
+
+    def grown(left, rpm_left=rpm):
+        return np.array(look(louder, ["h"], ["g"], 25_600, sound, None, rpm, rpm, left, rpm_left).shaft_db[0])
+
+    assert grown(bent) == pytest.approx([6, 6, 6, 6], abs=0.5) and grown(sound) == pytest.approx([6, 26, 6, 6], abs=1.5)
+    assert np.array_equal(grown(bent, None), grown(sound)) and np.array_equal(grown(bent[:5], rpm[:5]), grown(sound))  # nothing is known of then
+    assert np.array_equal(grown(sound / 2), grown(sound))  # it was higher before it was healthy
+
+
+@pytest.mark.parametrize("days, span", [((9.0,), (8.0, 9.0)), ((9.0, 9.2, 9.4), (8.0, 9.0)), ((6.0, 9.0), (8.0, 9.0)), ((6.0,), None), ((12.5,), None), ((), None)],
+                         ids=["once", "it took them a few hours", "the last counts", "before the reference", "it is still to come", "never"])
+def test_before_work_is_the_day_before_people_last_worked_on_it(days, span):
+    o = scored(FLEET[0], lambda t: 0.0, tuple(Event(FLEET[0], "", "", "maintenance", round(d * DAY), 0, -1, {}) for d in days))
+    assert before_work(o, 7 * DAY, 12 * DAY, DAY) == (span and tuple(round(d * DAY) for d in span))
 
 
 LOUDER, BENT = (5.0, 5.0, 5.0, 5.0), (7.0, 14.0, 6.0, 5.0)  # once, twice, three times a turn, and all else

@@ -1,9 +1,13 @@
 "What a look at a plant sees of its past."
 
 import numpy as np
+import pytest
 
 from pdm.config import Settings
+from pdm.data.archive import Archive
+from pdm.data.window import AssetPath, Window
 from pdm.loop.controller import Controller
+from pdm.loop.drift import Reference
 from pdm.loop.logbook import Logbook
 from pdm.loop.lookout import Lookout
 from pdm.loop.observed import Observed
@@ -37,3 +41,17 @@ def test_work_that_is_entered_late_ends_what_is_held_though_another_model_judges
         loop.step(10 * DAY + HOUR)
         now = {h.id: h for h in book.held()}[held.id]
         assert (now.state, now.until_ns, now.turned_by) == ("kept", 8 * DAY, "igor")
+
+
+@pytest.mark.parametrize("worked, news", [(True, False), (False, True)], ids=["people came", "nobody came"])
+def test_raw_windows_from_before_people_came_say_what_the_shaft_did_then(tmp_path, worked, news):
+    settings, path = Settings(state_dir=tmp_path, archive_url=f"file:{tmp_path}/archive"), AssetPath.parse(ASSET)
+    rng, t = np.random.default_rng(2), np.arange(2560) / 25_600
+    with Archive(settings.archive_url) as archive:
+        for seq, t_ns in enumerate(range(HOUR, 12 * DAY, HOUR)):
+            shakes = 0.02 if t_ns < 8 * DAY else 0.2  # twice a turn; people come on the tenth day
+            x = 0.05 * rng.standard_normal(2560) + shakes * np.cos(4 * np.pi * 25 * t)
+            archive.add(path, Window("vibration", 1, seq, 0, t_ns, 25_600.0, ("h",), ("g",), x[None].astype(np.float32), {"speed_rpm": 1500.0}), "healthy")
+    o = quiet(12, 0, (Event(ASSET, "", "", "maintenance", 10 * DAY + HOUR // 2, 0, -1, {"what": "remounted"}),) if worked else ())
+    found = Lookout(settings, parse_policy(""))._looked(o, Reference.of(o.between(None, 7 * DAY)), 12 * DAY, None)
+    assert found.windows == 24 and (found.shaft_db[0][1] > 4) == news, found

@@ -21,7 +21,7 @@ from ..data.archive import Archive
 from ..data.spans import Span, held_of
 from ..data.window import AssetPath, Window
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError
-from .attribute import Looked, attribute, look
+from .attribute import Looked, attribute, before_work, look
 from .controller import Seen
 from .drift import Drift, Reference, evaluate_drift
 from .labels import Label, labels_of
@@ -176,14 +176,18 @@ class Lookout:
             if not now:
                 return None
             before = self._windows(o, int(reference.t_ns[0]) - 1, int(reference.t_ns[-1]) + 1, "healthy") if reference is not None else []
+            work = before_work(o, int(reference.t_ns[-1]), now_ns, _DAY_NS) if reference is not None else None
+            left = self._windows(o, *work, "") if work is not None else []
             like = now[-1]
-            now, before = ([w for w in some if w.channels == like.channels and w.samples.shape == like.samples.shape] for some in (now, before))
+            now, before, left = ([w for w in some if w.channels == like.channels and w.samples.shape == like.samples.shape] for some in (now, before, left))
             bearing = asset.bearing_of(o.stream) if asset and o.stream in asset.streams else None
         except (PartMissing, InvalidInput, InvalidConfig) as e:
             log.warning("the raw windows of %s can't be looked at: %s", o.asset, e)
             return None
-        rpm, rpm_before = (np.array([w.conditions.get("speed_rpm", np.nan) for w in some]) for some in (now, before))
-        return look(np.stack([w.samples for w in now]), like.channels, like.units, like.rate_hz, np.stack([w.samples for w in before]) if before else None, bearing, rpm, rpm_before)
+        rpm, rpm_before, rpm_left = (np.array([w.conditions.get("speed_rpm", np.nan) for w in some]) for some in (now, before, left))
+        x, x_before, x_left = (np.stack([w.samples for w in some]) if some else None for some in (now, before, left))
+        assert x is not None
+        return look(x, like.channels, like.units, like.rate_hz, x_before, bearing, rpm, rpm_before, x_left, rpm_left)
 
     def _windows(self, o: Observed, since_ns: int, until_ns: int, why: str) -> list[Window]:
         "Of the running machine, as the archive has kept them."
