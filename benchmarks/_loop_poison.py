@@ -20,7 +20,7 @@ from pdm.loop.gate import gate
 from pdm.loop.learned import above_db
 from pdm.model.detector import Detector, _onnx_run
 
-DAYS, SEEDS, FIRST = 5.0, 12, 14000
+DAYS, SEEDS, FIRST = 5.0, 12, 16000
 FOUND_SOUND = "one machine with a fault, found sound"
 FAULTS = ("outer_race", "inner_race", "ball", "looseness", "imbalance", "misalignment")
 SEVERITIES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)  # the mildest is taken whose windows lie above the threshold by half: what the champion cannot hear, nobody can hold against a challenger
@@ -37,7 +37,7 @@ def learnt(data: TrainingData) -> Detector:
 
 
 def answering(d: Detector, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> Detector:
-    return Detector(d.contract, d.calibration, run, d.onnx, None, d.calibrations.values(), d._examples)
+    return Detector(d.contract, d.calibration, run, d.onnx, None, d.calibrations.values(), d.examples)
 
 
 def broken_weights(d: Detector) -> Detector:
@@ -62,7 +62,7 @@ def some_no_numbers(score: np.ndarray) -> np.ndarray:
 
 def always_alarms(d: Detector) -> Detector:
     records = [r.model_copy(update={"threshold_db": -60.0}) for r in d.calibrations.values()]
-    return Detector(d.contract, records[-1], d._run, d.onnx, None, records, d._examples)
+    return Detector(d.contract, records[-1], d._run, d.onnx, None, records, d.examples)
 
 
 def poisons(seed: int, data: TrainingData, champion: Detector, plant: Plant) -> Iterator[tuple[str, str, Callable[[], Detector], TrainingData, TrainingData | None, tuple[Span, ...]]]:
@@ -121,7 +121,8 @@ def measure(quick: bool) -> tuple[list[dict], dict[str, Any]]:
 def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
     sound, vouched, all_of = ([r for r in rows if r["what"] == "sound"], [r for r in rows if r["what"] == FOUND_SOUND], [r for r in rows if r["what"] not in ("sound", FOUND_SOUND)])
     through, n = [r for r in all_of if r["passed"]], len(all_of)
-    checks = [check("poisoned_promoted_count", len(through), "<= 0", f"{so_many(len(through), n)}; " + (", ".join(f"{r['what']} {r['how']} (seed {r['seed']})" for r in through[:6]) or "each stopped"))]
+    checks = [check("poisoned_promoted_count", len(through), "<= 0", f"{so_many(len(through), n)}; " + (", ".join(f"{r['what']} {r['how']} (seed {r['seed']})" for r in through[:6]) or "each stopped")
+                    + f"; {sum(r['by'] == ['data'] for r in all_of)} of them by nothing else than that they were made of other windows than those shown")]
     checks += [check(f"poisoned_promoted_count_peer_{p}", n if p in ("any_drift", "weekly") else 0, ">= 0", "promotes whatever it has trained: there is no gate" if p in ("any_drift", "weekly") else "it never promotes")
                for p in PEERS]
     passed = sum(r["passed"] for r in vouched)

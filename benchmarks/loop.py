@@ -1,5 +1,5 @@
 """Does the loop know a fault from drift? Generated plants of twelve kinds, at decision level: hop 10 min, kind `mahalanobis`, the real drift, promise, attribution, quarantine,
-policy and gate; no Kubeflow and no Triton. Seeds from 13000 on were never used in development. Peers see the same windows in the same run.
+policy and gate; no Kubeflow and no Triton. Seeds from 15000 on were never used in development. Peers see the same windows in the same run.
 
     drift    worlds that change for all machines; harmful where the promise breaks without action, else benign
     mixed    the same worlds, in which one machine wears out as well. Paired with the world without: its twin must be silent, and the model that the loop made of that world, which has
@@ -277,7 +277,7 @@ def run(pool: Executor, parts: list[str], seeds: dict[str, list[int]], file: Pat
 def main() -> None:
     resume = "--resume" in sys.argv
     sys.argv = [a for a in sys.argv if a != "--resume"]
-    args, since = arguments(__doc__ or "", PARTS, seed=13000, jobs=2), time.perf_counter()
+    args, since = arguments(__doc__ or "", PARTS, seed=15000, jobs=2), time.perf_counter()
     parts = args.parts or list(PARTS)
     file = RESULTS / ("loop-runs-quick.jsonl" if args.quick else "loop-runs.jsonl")
     RESULTS.mkdir(exist_ok=True)

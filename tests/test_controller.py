@@ -26,7 +26,7 @@ from pdm.loop.logbook import Ask, Decided, Evaluated, Logbook
 from pdm.loop.lookout import Standards
 from pdm.loop.observed import Observed, watch
 from pdm.loop.policy import parse_policy
-from pdm.loop.quarantine import resolve, suspect
+from pdm.loop.quarantine import LOOP, resolve, spans_for, suspect
 from pdm.model.detector import Detector
 from pdm.stream.records import Event, Row
 
@@ -308,6 +308,18 @@ def test_a_worn_machine_of_a_drifting_fleet_is_held_from_its_onset_and_its_run_i
     assert loop.logbook.held(state="open")[0].cause == "fault"
 
 
+@pytest.mark.parametrize(("cause", "by", "since", "held"), [("fault", LOOP, 6 * DAY, True), ("unknown", LOOP, 6 * DAY, True), ("alarm", LOOP, 6 * DAY, True), ("sensor", LOOP, 6 * DAY, False),
+                                                           ("fault", "igor", 6 * DAY, False), ("fault", LOOP, 4 * DAY, False)],
+                         ids=["fault", "unknown", "alarm", "a sensor was sound before", "a person says since when", "it began before the drift"])
+def test_a_machine_under_suspicion_teaches_nothing_since_its_group_drifted(tmp_path, cause, by, since, held):
+    with Logbook(tmp_path / "log.db") as book:
+        one = book.hold(FLEET[0], since, None, "so it seems", by, 7 * DAY, cause)
+        told = [Span.parse(s) for s in spans_for(book, [], 5 * DAY, 7 * DAY)]
+        assert told == [one.span, *([Span(FLEET[0], 5 * DAY - 12 * HOUR, since, "held")] if held else [])]
+        book.turn(one.id, "free", LOOP, "it was nothing", 7 * DAY, 7 * DAY)
+        assert spans_for(book, [], 5 * DAY, 7 * DAY) == []
+
+
 def test_a_group_is_trained_on_its_own_machines_and_a_fleet_on_all(tmp_path):
     ran = []
     policy = "{default: {min_clean_windows: 10}, groups: [{name: front, match: ['*/pump-1', '*/pump-2']}, {name: rest}]}"
@@ -356,7 +368,7 @@ def test_work_on_a_machine_that_is_still_called_faulty_opens_no_gap_in_what_is_h
     (run,) = ran
     assert run.t_ns == fires, "the look that is told of the work is the one that trains"
     spans = [Span.parse(s) for s in run.arguments["spans"]]
-    assert [(s.since_ns, s.until_ns) for s in spans if s.what == "held"] == [(4 * DAY, fires - HOUR), (fires - HOUR, None)]
+    assert [(s.since_ns, s.until_ns) for s in spans if s.what == "held"] == [(4 * DAY, fires - HOUR), (fires - HOUR, None), (5 * DAY - 12 * HOUR, fires - HOUR)]
     assert [(h.state, h.since_ns) for h in loop.logbook.held()] == [("kept", 4 * DAY), ("open", fires - HOUR)], "what began with the work is not ended by it"
 
 

@@ -15,7 +15,7 @@ from pdm.config import Settings
 from pdm.data.inject import inject_fault
 from pdm.data.spans import Span
 from pdm.data.synth import NICE
-from pdm.data.training import gather
+from pdm.data.training import gather, load_training
 from pdm.errors import InvalidInput, NotEnoughData
 from pdm.loop.exam import STRENGTHS, paired_difference, put_in, sit
 from pdm.loop.gate import gate
@@ -23,7 +23,7 @@ from pdm.loop.learned import APART_DB, at_its_best, learned
 from pdm.loop.target import parity_of, speed_and_size
 from pdm.model.detector import _onnx_run
 
-NAMES = ["contract", "scores", "learned", "frozen", "promise", "calibration", "faults", "target", "parity"]
+NAMES = ["contract", "scores", "data", "learned", "frozen", "promise", "calibration", "faults", "target", "parity"]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_challenger_as_good_as_the_champion_passes_every_criterion(fleet, cham
 
 def test_without_a_champion_or_with_one_of_other_windows_the_challenger_stands_alone(fleet, champion):
     first = gate(champion, None, fleet)
-    assert first.passed and {c.name for c in first.criteria if c.skipped} == {"learned", "frozen", "target", "parity"}
+    assert first.passed and {c.name for c in first.criteria if c.skipped} == {"data", "learned", "frozen", "target", "parity"}
     short = fitted(replace(fleet, parts={p: {a: replace(w, samples=np.asarray(w.samples)[:, :, :1024]) for a, w in ws.items()} for p, ws in fleet.parts.items()}))
     other = gate(champion, short, fleet)
     assert other.passed and "1536" in next(c.says for c in other.criteria if c.name == "learned")
@@ -142,7 +142,34 @@ def test_one_asset_of_a_fleet_with_a_fault_stops_the_challenger_of_all(fleet, ch
     challenger = fitted(sick)
     report = gate(challenger, champion, sick)
     assert stopped_by(report) == {"learned"} and one in report.reasons[0]
-    assert "faults" in stopped_by(gate(challenger, champion, fleet))  # its windows were held back, and it had learnt them before
+    assert stopped_by(gate(challenger, champion, fleet)) >= {"data", "faults"}  # its windows were held back, and it had learnt them before
+
+
+def test_a_model_of_other_windows_than_those_that_are_shown_is_stopped_however_well_it_hears(fleet, champion, tmp_path):
+    def criterion(challenger, data):
+        return next(c for c in gate(challenger, champion, data).criteria if c.name == "data")
+
+    one, part = fleet.assets[1], dict(fleet.parts["train"])
+    part[one] = replace(part[one], samples=np.asarray(part[one].samples) * np.float32(1.001))  # nobody hears that
+    other = replace(fleet, parts={**fleet.parts, "train": part})
+    report = gate(fitted(other), champion, fleet)
+    assert stopped_by(report) == {"data"} and "made of others" in report.reasons[0]
+    assert criterion(fitted(other), other).numbers["strange"] == 0
+
+    fitted(other).save(tmp_path / "detector")
+    other.save(tmp_path / "data")
+    assert criterion(Detector.load(tmp_path / "detector"), load_training(tmp_path / "data")).passed, "what was saved is the same windows"
+    few = replace(fleet, parts={**fleet.parts, "train": {a: w for a, w in fleet.parts["train"].items() if a != one}})
+    assert criterion(fitted(few), fleet).passed, "who has learnt less than is shown hides nothing"
+    late = {a: replace(w, samples=np.asarray(w.samples)[-100:], conditions=w.conditions[-100:], t_ns=w.t_ns[-100:]) for a, w in fleet.parts["train"].items()}
+    cut = replace(fleet, parts={**fleet.parts, "train": {a: replace(w, samples=np.asarray(w.samples)[:-100], conditions=w.conditions[:-100], t_ns=w.t_ns[:-100]) for a, w in fleet.parts["train"].items()}, "calibrate": late})
+    assert criterion(fitted(cut), cut).passed, "what it was calibrated on may be a part of its own"
+
+    again = champion.recalibrate(np.asarray(part[one].samples), dict(zip(fleet.condition_names, part[one].conditions.T, strict=True)), one)
+    told = criterion(again, other)
+    assert told.skipped and "calibrated anew" in told.says
+    bare = Detector(again.contract, again.calibration, again._run, again.onnx, None, again.calibrations.values())
+    assert criterion(bare, other).skipped and "no examples" in criterion(bare, other).says
 
 
 def test_an_asset_that_moves_much_further_than_its_fleet_is_asked_about_even_in_new_conditions(fleet, champion):
@@ -174,7 +201,7 @@ def test_a_challenger_of_other_channels_is_not_even_asked(fleet, champion):
 
 
 def with_run(detector, run):
-    return Detector(detector.contract, detector.calibration, run, detector.onnx, None, detector.calibrations.values(), detector._examples)
+    return Detector(detector.contract, detector.calibration, run, detector.onnx, None, detector.calibrations.values(), detector.examples)
 
 
 def test_weights_that_are_not_numbers_are_stopped(fleet, champion):
@@ -203,7 +230,7 @@ def test_a_model_that_never_alarms_is_stopped_with_and_without_a_champion(fleet,
 
 def test_a_model_that_always_alarms_is_stopped_with_and_without_a_champion(fleet, champion):
     records = [r.model_copy(update={"threshold_db": -60.0}) for r in champion.calibrations.values()]
-    wolf = Detector(champion.contract, records[-1], champion._run, champion.onnx, None, records, champion._examples)
+    wolf = Detector(champion.contract, records[-1], champion._run, champion.onnx, None, records, champion.examples)
     assert stopped_by(gate(wolf, champion, fleet)) == {"promise", "faults"}
     assert stopped_by(gate(wolf, None, fleet)) == {"promise", "faults"}
 
@@ -236,7 +263,7 @@ def test_both_are_asked_about_the_same_windows(fleet, champion):
 def cautious(detector, by_db):
     "The same model, whose thresholds lie higher than need be."
     records = [r.model_copy(update={"threshold_db": r.threshold_db + by_db}) for r in detector.calibrations.values()]
-    return Detector(detector.contract, records[-1], detector._run, detector.onnx, None, records, detector._examples)
+    return Detector(detector.contract, records[-1], detector._run, detector.onnx, None, records, detector.examples)
 
 
 def test_a_higher_threshold_makes_no_worse_model_and_a_deaf_one_is_refused_all_the_same(fleet, champion):

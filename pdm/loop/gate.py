@@ -67,6 +67,22 @@ def _soundness(detector: Detector, sets: Collection[TrainingData], part: str) ->
         return Criterion("scores", False, f"it says {scores[0]:.3g} of every one of {len(scores)} windows", "it has learnt nothing: train it again", numbers)
     return Criterion("scores", True, f"{len(scores)} scores from {scores.min():.2g} to {scores.max():.2g}", numbers=numbers)
 
+
+def _made_of(challenger: Detector, champion: Detector, data: TrainingData) -> Criterion:
+    "Whether the examples that go with it are windows of this set."
+    if challenger.examples is None:
+        return Criterion("data", True, "no examples of what it was made of go with it", skipped=True)
+    mine, _ = challenger.examples
+    shown = {hash(np.ascontiguousarray(x, np.float32).tobytes()) for part in ("train", "calibrate") for w in data.parts.get(part, {}).values() for x in np.asarray(w.samples)}
+    strange = sum(hash(np.ascontiguousarray(x, np.float32).tobytes()) not in shown for x in mine)
+    numbers = {"examples": len(mine), "strange": strange}
+    if strange and challenger.contract.training_data == champion.contract.training_data:
+        return Criterion("data", True, "its graph is the champion's, and only calibrated anew", numbers=numbers, skipped=True)
+    if strange:
+        return Criterion("data", False, f"{strange} of the {len(mine)} windows that go with it are not among those that are shown here: it was made of others, and what it has learnt there nobody can see",
+                         "show it the data set that it was made of; or train again on this one", numbers)
+    return Criterion("data", True, f"the {len(mine)} windows that go with it are among those that are shown here", numbers=numbers)
+
 # %% ../../nbs/loop/gate.ipynb #gata10
 def _no_worse(challenger: Detector, champion: Detector | None, frozen: TrainingData, part: str, seed: int, ask: bool) -> tuple[dict[str, Judged], Criterion]:
     "Both on the frozen set, as far as the challenger knows its conditions."
@@ -240,7 +256,7 @@ class GateReport:
 def gate(
     challenger: Detector,
     champion: Detector | None,           # `None`: there is none yet
-    recent: TrainingData,                # the data that the challenger was made of; its `part` was kept from it
+    recent: TrainingData,                # the data that the challenger was made of, and no other; its `part` was kept from it
     frozen: TrainingData | None = None,  # put aside once; may be the same as `recent`
     seed: int = 0,                       # of what is put into the windows
     *,
@@ -264,7 +280,7 @@ def gate(
     stranger = refuses(champion.contract, recent) if champion else ""
     against = None if stranger else champion
     alone = f"the champion takes other windows ({stranger})" if stranger else "there is no champion yet"
-    criteria.append(learned(against, recent, spans) if against else Criterion("learned", True, alone, skipped=True))
+    criteria += [_made_of(challenger, against, recent), learned(against, recent, spans)] if against else [Criterion(name, True, alone, skipped=True) for name in ("data", "learned")]
     best = at_its_best(against, recent, part) if against else None
     judged: dict[str, Judged] = {}
     if frozen is None:

@@ -131,7 +131,7 @@ class Detector:
     ):
         self.contract, self.calibration = contract, calibration
         self.calibrations = {**{r.asset: r for r in others}, calibration.asset: calibration}
-        self._run, self._onnx, self._report, self._examples = run, onnx, dict(report or {}), examples
+        self._run, self._onnx, self._report, self.examples = run, onnx, dict(report or {}), examples
 
     @classmethod
     def fit(cls,
@@ -239,7 +239,7 @@ class Detector:
 
     def _with(self, calibration: CalibrationRecord, others: Iterable[CalibrationRecord]) -> "Detector":
         "The same graph with other calibrations."
-        return Detector(self.contract, calibration, self._run, self._onnx, self._report, others, self._examples)
+        return Detector(self.contract, calibration, self._run, self._onnx, self._report, others, self.examples)
 
     def _record(self, scored: Scored, matrix: np.ndarray | None, hop_s: float, rate: float, asset: str | None, floor: np.ndarray | None,
                 before: np.ndarray | None = None) -> CalibrationRecord:
@@ -349,7 +349,7 @@ class Detector:
                                 "other than by a dot for a slash")
         if revision is not None:
             self.contract = Contract.model_validate(self.contract.model_dump() | {"revision": revision})
-        bundle = write_bundle(folder, self.onnx, self.contract, *(self._examples or ()))
+        bundle = write_bundle(folder, self.onnx, self.contract, *(self.examples or ()))
         self.calibrations = {a: r.model_copy(update={"model": bundle.digest}) for a, r in self.calibrations.items()}
         self.calibration = self.calibrations[self.calibration.asset]
         for asset, record in self.calibrations.items():
