@@ -96,6 +96,11 @@ def test_import_pdm_loads_nothing_else():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_the_loop_loads_torch_only_where_something_is_fitted():
+    code = "import sys, pdm.loop.act, pdm.loop.controller, pdm.loop.gate, pdm.loop_cli; print([m for m in ('torch', 'mlflow', 'kfp') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
 def test_the_contract_is_exposed():
     import pdm
 

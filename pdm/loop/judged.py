@@ -25,7 +25,6 @@ from ..model.detector import Detector
 from ..model.evaluate import TIE, choose, detection
 from ..model.inputs import condition_matrix
 from ..model.monitor import window_rms
-from ..model.train import KINDS
 
 # %% ../../nbs/loop/judged.ipynb #gate6
 _INJECTED = 128  # windows in all that faults are put into, at least 8 of each asset
@@ -119,6 +118,8 @@ def choose_kind(
     judged: Mapping[str, Judged],  # of each kind, on the part `validate`
 ) -> dict[str, Any]:               # `kind`, `reason` in words, `table`
     "The kind that hears most; of equals the cheaper. One whose promise is refuted is taken only where there is no other; before that, the champion calibrated anew."
+    from pdm.model.train import KINDS  # with torch, which nobody else here needs
+
     kept = {kind: j for kind, j in judged.items() if j.chance >= REFUTED} or judged
     new = {kind: j for kind, j in kept.items() if kind in KINDS} or kept
     return choose({kind: j.injected for kind, j in new.items()}, {kind: KINDS[kind].cost if kind in KINDS else 0 for kind in new})

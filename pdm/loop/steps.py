@@ -13,6 +13,7 @@ import builtins
 import json
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,10 +52,21 @@ def step_file(
     raise InvalidInput(f"there is no step {str(step)!r}{meant(str(step), (*STEPS, *REPORTS))}; expected one of {', '.join((*STEPS, *REPORTS))}, or the path of a notebook")
 
 
+def _light_nbformat() -> None:
+    "Papermill checks notebooks by jsonschema, which builds a whole grammar for addresses that no notebook has: a second in every step. Without it, where nobody has loaded it yet."
+    if "jsonschema" not in sys.modules and "rfc3987_syntax" not in sys.modules:
+        sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+        try:
+            import nbformat  # noqa: F401
+        finally:
+            del sys.modules["rfc3987_syntax"]
+
+
 def parameters_of(
     step: str | Path,
 ) -> dict[str, Parameter]:  # by name, in the order of the notebook
     "The parameters of a step. Raises `InvalidInput` for a notebook that has not exactly one cell of them, or one that says too little."
+    _light_nbformat()
     import nbformat
     from papermill.inspection import inspect_notebook
 
@@ -162,6 +174,7 @@ def run_step(
     progress: bool = False,         # a bar, a cell at a time
 ) -> StepResult:
     "Run a step, and keep its notebook. Raises `InvalidInput` for parameters that it can't take; every other end is in what comes back."
+    _light_nbformat()
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
 

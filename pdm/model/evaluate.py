@@ -7,17 +7,18 @@ __all__ = ['SEVERITIES', 'Score', 'TIE', 'largest', 'alarming', 'detection', 'ch
 
 # %% ../../nbs/model/evaluate.ipynb #eval05a3e0
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..data.inject import inject_blind
 from ..errors import NotEnoughData
 from .bundle import NOTICE_DB
 from .calibrate import calibrate
-from .graph import WindowGraph, one_thread
-from .train import KINDS, Training, fit_graph
+
+if TYPE_CHECKING:  # torch and its like are loaded by whoever fits
+    from pdm.model.graph import WindowGraph
+    from pdm.model.train import Training
 
 # %% ../../nbs/model/evaluate.ipynb #eval5a30e1
 SEVERITIES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -82,8 +83,12 @@ def choose(
     return {"kind": kind, "reason": reason, "table": {k: dict(t) for k, t in tables.items()}}
 
 # %% ../../nbs/model/evaluate.ipynb #eval455918
-def _score_of(graph: WindowGraph) -> Score:
+def _score_of(graph: "WindowGraph") -> Score:
     "A graph as a function from windows and conditions to scores."
+    import torch
+
+    from pdm.model.graph import one_thread
+
     def score(windows: np.ndarray, conditions: np.ndarray | None = None) -> np.ndarray:
         inputs = [torch.from_numpy(np.ascontiguousarray(windows, np.float32))]
         if conditions is not None:
@@ -99,10 +104,12 @@ def fit_chosen(
     kind: str,                      # an entry of `KINDS`, or `auto`
     windows: np.ndarray,            # healthy, running, in time order: float32 [window, channel, sample]
     conditions: np.ndarray | None,  # [window, condition], NaN where unknown
-    how: Training,
+    how: "Training",
     threshold: Callable[[np.ndarray], float] = largest,  # by which kinds are compared, see `alarming`
-) -> tuple[WindowGraph, str, dict[str, float], dict[str, Any]]:  # graph, kind, what is worth noting, and how it was chosen
+) -> tuple["WindowGraph", str, dict[str, float], dict[str, Any]]:  # graph, kind, what is worth noting, and how it was chosen
     "Fit one kind; or all, and take the one that detects most."
+    from pdm.model.train import KINDS, fit_graph
+
     held_back = max(10, len(windows) // (4 if kind == "auto" else 6))
     if kind != "auto":
         graph, notes = fit_graph(kind, windows, conditions, held_back if KINDS[kind].stops else 0, how)
