@@ -122,7 +122,7 @@ def figures(rows: list[dict[str, Any]]) -> tuple[list[dict], dict[str, Any]]:
     sound, vouched, all_of = ([r for r in rows if r["what"] == "sound"], [r for r in rows if r["what"] == FOUND_SOUND], [r for r in rows if r["what"] not in ("sound", FOUND_SOUND)])
     through, n = [r for r in all_of if r["passed"]], len(all_of)
     checks = [check("poisoned_promoted_count", len(through), "<= 0", f"{so_many(len(through), n)}; " + (", ".join(f"{r['what']} {r['how']} (seed {r['seed']})" for r in through[:6]) or "each stopped")
-                    + f"; {sum(r['by'] == ['data'] for r in all_of)} of them by nothing else than that they were made of other windows than those shown")]
+                    + f"; of those that were stopped {sum(r['by'] == ['data'] for r in all_of)} by nothing else than that they were made of other windows than those shown")]
     checks += [check(f"poisoned_promoted_count_peer_{p}", n if p in ("any_drift", "weekly") else 0, ">= 0", "promotes whatever it has trained: there is no gate" if p in ("any_drift", "weekly") else "it never promotes")
                for p in PEERS]
     passed = sum(r["passed"] for r in vouched)

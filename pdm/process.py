@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from .errors import PartMissing
@@ -103,14 +104,18 @@ def _signals_later() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {s: signal.signal(s, lambda number, _: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    before = {s: handler for s in (signal.SIGINT, signal.SIGTERM) if (handler := signal.getsignal(s)) not in (None, signal.SIG_IGN)}
+
+    def later(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1 and callable(handler := before[signal.Signals(number)]):  # who asks twice does not want to wait
+            handler(number, frame)
+
+    with ExitStack() as after:
+        after.callback(lambda: signal.raise_signal(came[0]) if came else None)
+        for s in before:
+            after.callback(signal.signal, s, signal.signal(s, later))
         yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-    if came:
-        signal.raise_signal(came[0])
 
 
 class Child:

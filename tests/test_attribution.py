@@ -126,17 +126,19 @@ def test_a_shaft_that_shook_before_people_came_is_no_news_and_one_that_shakes_si
     sound, bent, louder = turning(rpm, {1: 0.2, 2: 0.02}), turning(rpm, {1: 0.2, 2: 0.2}), 2 * turning(rpm, {1: 0.2, 2: 0.2})
 
     def grown(left, rpm_left=rpm):
-        return np.array(look(louder, ["h"], ["g"], 25_600, sound, None, rpm, rpm, left, rpm_left).shaft_db[0])
+        return look(louder, ["h"], ["g"], 25_600, sound, None, rpm, rpm, left, rpm_left)
 
-    assert grown(bent) == pytest.approx([6, 6, 6, 6], abs=0.5) and grown(sound) == pytest.approx([6, 26, 6, 6], abs=1.5)
-    assert np.array_equal(grown(bent, None), grown(sound)) and np.array_equal(grown(bent[:5], rpm[:5]), grown(sound))  # nothing is known of then
-    assert np.array_equal(grown(sound / 2), grown(sound))  # it was higher before it was healthy
+    then = grown(bent)
+    assert then.work_db[0] == pytest.approx([6, 6, 6, 6], abs=0.5) and then.shaft_db[0] == pytest.approx([6, 26, 6, 6], abs=1.5)
+    assert grown(sound).work_db == grown(sound).shaft_db == then.shaft_db
+    assert grown(bent, None).work_db == grown(bent[:5], rpm[:5]).work_db == grown(None, None).work_db == (), "nothing is known of then"
 
 
-@pytest.mark.parametrize("days, span", [((9.0,), (8.0, 9.0)), ((9.0, 9.2, 9.4), (8.0, 9.0)), ((6.0, 9.0), (8.0, 9.0)), ((6.0,), None), ((12.5,), None), ((), None)],
-                         ids=["once", "it took them a few hours", "the last counts", "before the reference", "it is still to come", "never"])
+@pytest.mark.parametrize("days, span", [((9.0,), (8.0, 9.0)), ((9.0, 9.4, 9.8), (8.0, 9.0)), ((6.0, 9.0), (8.0, 9.0)), (("began", 9.0, "ended", 11.0, 11.3), (8.0, 9.0)), ((6.0,), None), ((12.5,), None), ((), None)],
+                         ids=["once", "it took them a day", "the last counts", "from the beginning to the end", "before the reference", "it is still to come", "never"])
 def test_before_work_is_the_day_before_people_last_worked_on_it(days, span):
-    o = scored(FLEET[0], lambda t: 0.0, tuple(Event(FLEET[0], "", "", "maintenance", round(d * DAY), 0, -1, {}) for d in days))
+    kinds = [f"maintenance_{days[i - 1]}" if i and isinstance(days[i - 1], str) else "maintenance" for i in range(len(days))]
+    o = scored(FLEET[0], lambda t: 0.0, tuple(Event(FLEET[0], "", "", kind, round(d * DAY), 0, -1, {}) for kind, d in zip(kinds, days, strict=True) if not isinstance(d, str)))
     assert before_work(o, 7 * DAY, 12 * DAY, DAY) == (span and tuple(round(d * DAY) for d in span))
 
 
@@ -151,6 +153,28 @@ def test_in_a_world_that_changed_for_all_a_shaft_that_shakes_alone_is_a_fault(ow
     looked = {o.asset: Looked(windows=48, reason="no lines", shaft_db=(own if o.asset == FLEET[0] else others,)) for o in seen}
     told = attribute(evaluate_drift(seen, references, WORK_NS + DAY), seen, references, {o.asset: SimpleNamespace(refuted=True) for o in seen}, looked)
     assert (told[FLEET[0]].cause, {told[a].cause for a in FLEET[1:]}) == (cause, {"drift"}), told[FLEET[0]].sentence
+
+
+SHAKY, AS_BEFORE, ASKEW = (1.0, 9.0, 1.0, 1.0), (1.0, 2.0, 1.0, 1.0), (1.0, 8.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("was, since, cause", [(0.0, AS_BEFORE, "drift"), (0.0, ASKEW, "fault"), (12.0, AS_BEFORE, "fault"), (0.0, (1.0, 2.0, 1.0, -9.0), "drift"), (0.0, None, "fault")],
+                         ids=["it shook before they came", "it shakes since they left", "their work changed nothing", "they made all else quieter", "nobody knows how it was then"])
+def test_what_work_explains_is_held_against_the_day_before_it_and_what_it_does_not_is_a_fault(was, since, cause):
+    one = scored(FLEET[0], lambda t: 12.0 if t > WORK_NS else was if t > WORK_NS - 8 * HOUR else 0.0, work("remounted"), WORK_NS - 7 * HOUR if was else WORK_NS + 2 * HOUR)
+    reference, seen = Reference.of(one.between(None, 8 * DAY)), one.between(8 * DAY, WORK_NS + DAY)
+    looked = Looked(windows=48, reason="no lines", shaft_db=(SHAKY,), work_db=() if since is None else (since,))
+    told = attribute(evaluate_drift([seen], {one.asset: reference}, WORK_NS + DAY), [seen], {one.asset: reference}, {one.asset: SimpleNamespace(refuted=True)}, {one.asset: looked})[one.asset]
+    assert told.cause == cause, told.sentence
+
+
+def test_a_neighbour_that_was_worked_on_is_no_measure_of_what_the_world_does():
+    every = [scored(a, lambda t: 12.0 if t > WORK_NS else 0.0, (), WORK_NS + 2 * HOUR) for a in FLEET]
+    references = {o.asset: Reference.of(o.between(None, 8 * DAY)) for o in every}
+    seen = [replace(o.between(8 * DAY, WORK_NS + DAY)) for o in every]
+    looked = {o.asset: Looked(windows=48, reason="no lines", shaft_db=(SHAKY,), work_db=() if o is seen[0] else ((0.0,) * 4,)) for o in seen}
+    told = attribute(evaluate_drift(seen, references, WORK_NS + DAY), seen, references, {o.asset: SimpleNamespace(refuted=True) for o in seen}, looked)
+    assert {a.cause for a in told.values()} == {"drift"}
 
 
 def lines(family: str, db: float) -> Looked:

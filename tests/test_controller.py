@@ -315,7 +315,9 @@ def test_a_machine_under_suspicion_teaches_nothing_since_its_group_drifted(tmp_p
     with Logbook(tmp_path / "log.db") as book:
         one = book.hold(FLEET[0], since, None, "so it seems", by, 7 * DAY, cause)
         told = [Span.parse(s) for s in spans_for(book, [], 5 * DAY, 7 * DAY)]
-        assert told == [one.span, *([Span(FLEET[0], 5 * DAY - 12 * HOUR, since, "held")] if held else [])]
+        assert told == [one.span, *([Span(FLEET[0], 5 * DAY - 12 * HOUR, None, "held")] if held else [])]
+        book.turn(one.id, "kept", "igor", "damage", 7 * DAY)
+        assert len(spans_for(book, [], 5 * DAY, 7 * DAY)) == len(told), "what somebody has found damaged teaches no more than what is suspected"
         book.turn(one.id, "free", LOOP, "it was nothing", 7 * DAY, 7 * DAY)
         assert spans_for(book, [], 5 * DAY, 7 * DAY) == []
 
@@ -368,7 +370,7 @@ def test_work_on_a_machine_that_is_still_called_faulty_opens_no_gap_in_what_is_h
     (run,) = ran
     assert run.t_ns == fires, "the look that is told of the work is the one that trains"
     spans = [Span.parse(s) for s in run.arguments["spans"]]
-    assert [(s.since_ns, s.until_ns) for s in spans if s.what == "held"] == [(4 * DAY, fires - HOUR), (fires - HOUR, None), (5 * DAY - 12 * HOUR, fires - HOUR)]
+    assert [(s.since_ns, s.until_ns) for s in spans if s.what == "held"] == [(4 * DAY, fires - HOUR), (fires - HOUR, None), (5 * DAY - 12 * HOUR, None)]
     assert [(h.state, h.since_ns) for h in loop.logbook.held()] == [("kept", 4 * DAY), ("open", fires - HOUR)], "what began with the work is not ended by it"
 
 

@@ -54,4 +54,4 @@ def test_raw_windows_from_before_people_came_say_what_the_shaft_did_then(tmp_pat
             archive.add(path, Window("vibration", 1, seq, 0, t_ns, 25_600.0, ("h",), ("g",), x[None].astype(np.float32), {"speed_rpm": 1500.0}), "healthy")
     o = quiet(12, 0, (Event(ASSET, "", "", "maintenance", 10 * DAY + HOUR // 2, 0, -1, {"what": "remounted"}),) if worked else ())
     found = Lookout(settings, parse_policy(""))._looked(o, Reference.of(o.between(None, 7 * DAY)), 12 * DAY, None)
-    assert found.windows == 24 and (found.shaft_db[0][1] > 4) == news, found
+    assert found.windows == 24 and found.shaft_db[0][1] > 4 and (not found.work_db or found.work_db[0][1] > 4) == news, found

@@ -101,6 +101,11 @@ def test_the_loop_loads_torch_only_where_something_is_fitted():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_a_step_is_read_without_the_grammar_of_addresses():
+    code = "import sys; from pdm.loop.steps import parameters_of; parameters_of('train'); print([m in sys.modules for m in ('jsonschema', 'rfc3987_syntax')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[True, False]"
+
+
 def test_the_contract_is_exposed():
     import pdm
 

@@ -46,6 +46,7 @@ class Looked:
     family: str = ""      # whose lines are there, whether or not they mean a fault
     lines_db: float = 0.0 # how far the strongest of them stands above the floor, dB; 0 where they are faint
     shaft_db: tuple[tuple[float, ...], ...] = ()  # by how much once, twice and three times a turn have grown, and all else, dB; of each accelerometer
+    work_db: tuple[tuple[float, ...], ...] = ()   # the same, since the day before people last worked on it
 
 
 def shaft_levels(
@@ -79,7 +80,7 @@ def look(
     worked: np.ndarray | None = None,      # windows from just before people last worked on it (`before_work`)
     rpm_worked: np.ndarray | None = None,  # of each of these
 ) -> Looked:
-    "Ask sensors and bearing. Less than 8 windows say nothing. Lines that stood there while it was healthy are its own: balls that pass under a load shake a sound bearing, too. Nor is it news of a shaft that it shakes as it did when people came to the machine."
+    "Ask sensors and bearing. Less than 8 windows say nothing. Lines that stood there while it was healthy are its own: balls that pass under a load shake a sound bearing, too."
     if len(now) < _LEAST:
         return Looked(windows=len(now))
     some = np.unique(np.linspace(0, len(now) - 1, _MOST).round().astype(int))
@@ -87,10 +88,10 @@ def look(
     found = _sensor(x, channels, units, rate_hz, before)
     if found:
         return Looked(sensor=found, windows=len(x))
-    g, shaft_db = [c for c, unit in enumerate(units) if unit == "g"], tuple[tuple[float, ...], ...]()
+    g, shaft_db, work_db = [c for c, unit in enumerate(units) if unit == "g"], *[tuple[tuple[float, ...], ...]()] * 2
     if g and before is not None and len(before) >= 20:
         levels, were, left = (None if w is None else shaft_levels(np.asarray(w)[:, g], rate_hz, r) for w, r in ((x, None if rpm is None else np.asarray(rpm)[some]), (before, rpm_before), (worked, rpm_worked)))
-        shaft_db = tuple(map(tuple, (levels - (were if left is None else np.maximum(were, left))).round(2).tolist())) if levels is not None and were is not None else ()
+        shaft_db, work_db = (tuple(map(tuple, (levels - then).round(2).tolist())) if levels is not None and then is not None else () for then in (were, left))
     best: Diagnosis | None = None
     speed = None if rpm is None or not np.isfinite(rpm[some]).all() else np.asarray(rpm, float)[some]
     if bearing is not None and speed is not None and (speed > 0).all():
@@ -99,7 +100,7 @@ def look(
                 told = diagnose(x[:, c], rate_hz, bearing, speed)
                 best = told if best is None or _strength(told) > _strength(best) else best
     if best is None:
-        return Looked(windows=len(x), shaft_db=shaft_db)
+        return Looked(windows=len(x), shaft_db=shaft_db, work_db=work_db)
     strength = _strength(best)
     family, lines_db = max(best.scores, key=lambda k: best.scores[k], default=""), round(max((e.snr_db for e in best.evidence), default=0.0), 1)
     if strength >= SIGNATURE and bearing is not None and before is not None and len(before) >= 20 and rpm_before is not None and np.isfinite(rpm_before).all() and (rpm_before > 0).all():
@@ -107,11 +108,11 @@ def look(
         had = [diagnose(np.asarray(before)[which, c], rate_hz, bearing, np.asarray(rpm_before, float)[which]) for c, unit in enumerate(units) if unit == "g"]
         was, was_db = max(d.scores.get(family, 0.0) for d in had), max((e.snr_db for d in had for e in d.evidence), default=0.0)
         if was >= _OWN and strength < 2 * was and lines_db - was_db <= _HIGHER_DB:
-            return Looked("", round(strength, 2), f"{family.replace('_', ' ')} lines stand out, and did when it was healthy", "", len(x), family, lines_db, shaft_db)
+            return Looked("", round(strength, 2), f"{family.replace('_', ' ')} lines stand out, and did when it was healthy", "", len(x), family, lines_db, shaft_db, work_db)
     if strength < SIGNATURE:
-        return Looked("", round(strength, 2), best.reason, "", len(x), shaft_db=shaft_db)
+        return Looked("", round(strength, 2), best.reason, "", len(x), shaft_db=shaft_db, work_db=work_db)
     named = best.fault if best.fault not in ("none", "undetermined", "unknown") else family
-    return Looked(named if best.evidence else "", round(strength, 2), best.reason, "", len(x), named, lines_db, shaft_db)
+    return Looked(named if best.evidence else "", round(strength, 2), best.reason, "", len(x), named, lines_db, shaft_db, work_db)
 
 
 def _strength(d: Diagnosis) -> float:
@@ -266,13 +267,18 @@ def _explains(c: _Case) -> bool:
 
 
 def _shakes(c: _Case) -> tuple[float, int]:
-    "By how many dB one of the shaft's orders has grown, beyond all else and beyond the others; and which of them. 0 where nobody is beside it and its conditions have moved: speed and load shake a shaft, too."
+    """By how many dB one of the shaft's orders has grown, beyond all else and beyond the others, and where work on the machine explains how it is now, since then, too; and which of them.
+    0 where nobody is beside it and its conditions have moved: speed and load shake a shaft, too."""
     own, others = np.array(c.looked.shaft_db), [np.array(v.shaft_db) for v in c.beside if len(v.shaft_db) == len(c.looked.shaft_db)]
     if not own.size or not others and c.drift.conditions_moved:
         return 0.0, 0
     theirs = np.median(others, 0) if others else np.zeros_like(own)
-    over = np.minimum(own - own[:, -1:], own - theirs)[:, :-1].max(0)
-    return float(over.max()), int(over.argmax())
+    over = np.minimum(own - own[:, -1:], own - theirs)[:, :-1]
+    if c.looked.work_db and _explains(c):
+        work = np.array(c.looked.work_db)
+        over = np.minimum(over, work[:, :-1] - np.maximum(work[:, -1:], 0.0))
+    most = over.max(0)
+    return float(most.max()), int(most.argmax())
 
 
 def _growth(c: _Case) -> float:
@@ -338,10 +344,13 @@ def before_work(
     t_ns: int,       # now
     span_ns: int,    # a day
 ) -> tuple[int, int] | None:
-    "The day before people last worked on it; their work of half a day is one."
-    work = [e.t_ns for e in o.events if e.kind in WORK and since_ns < e.t_ns <= t_ns]
-    begun = min((t for t in work if t >= max(work) - span_ns // 2), default=None)
-    return None if begun is None else (begun - span_ns, begun)
+    "The day before people last worked on it. From where work began to where it ended is one, and so is what is less than half a day apart."
+    begun: Event | None = None
+    for e in sorted((e for e in o.events if e.kind in WORK and since_ns < e.t_ns <= t_ns), key=lambda e: -e.t_ns):
+        if begun is not None and begun.t_ns - e.t_ns > span_ns // 2 and (e.kind, begun.kind) != ("maintenance_began", "maintenance_ended"):
+            break
+        begun = e
+    return None if begun is None else (begun.t_ns - span_ns, begun.t_ns)
 
 
 def _usual(v: Looked, near: Sequence[Looked], others: int) -> Looked:

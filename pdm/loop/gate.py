@@ -70,18 +70,20 @@ def _soundness(detector: Detector, sets: Collection[TrainingData], part: str) ->
 
 def _made_of(challenger: Detector, champion: Detector, data: TrainingData) -> Criterion:
     "Whether the examples that go with it are windows of this set."
-    if challenger.examples is None:
-        return Criterion("data", True, "no examples of what it was made of go with it", skipped=True)
-    mine, _ = challenger.examples
-    shown = {hash(np.ascontiguousarray(x, np.float32).tobytes()) for part in ("train", "calibrate") for w in data.parts.get(part, {}).values() for x in np.asarray(w.samples)}
-    strange = sum(hash(np.ascontiguousarray(x, np.float32).tobytes()) not in shown for x in mine)
+    mine = challenger.examples[0] if challenger.examples else np.zeros((0, 0, 0))
+
+    def print_of(window: np.ndarray) -> int:
+        return hash(np.ascontiguousarray(window, np.float32).tobytes())
+
+    shown = {print_of(x) for part in ("train", "calibrate") for w in data.parts.get(part, {}).values() for x in np.asarray(w.samples)}
+    strange = sum(print_of(x) not in shown for x in mine)
     numbers = {"examples": len(mine), "strange": strange}
-    if strange and challenger.contract.training_data == champion.contract.training_data:
-        return Criterion("data", True, "its graph is the champion's, and only calibrated anew", numbers=numbers, skipped=True)
-    if strange:
-        return Criterion("data", False, f"{strange} of the {len(mine)} windows that go with it are not among those that are shown here: it was made of others, and what it has learnt there nobody can see",
-                         "show it the data set that it was made of; or train again on this one", numbers)
-    return Criterion("data", True, f"the {len(mine)} windows that go with it are among those that are shown here", numbers=numbers)
+    if len(mine) and not strange:
+        return Criterion("data", True, f"the {len(mine)} windows that go with it are among those that are shown here", numbers=numbers)
+    if challenger.contract.training_data == champion.contract.training_data:
+        return Criterion("data", True, "it was made of the champion's windows, and calibrated anew", numbers=numbers, skipped=True)
+    says = f"{strange} of the {len(mine)} windows that go with it are not among those that are shown here" if len(mine) else "no windows that it was made of go with it"
+    return Criterion("data", False, f"{says}: what it has learnt nobody can see", "show it the data set that it was made of; or train again on this one", numbers)
 
 # %% ../../nbs/loop/gate.ipynb #gata10
 def _no_worse(challenger: Detector, champion: Detector | None, frozen: TrainingData, part: str, seed: int, ask: bool) -> tuple[dict[str, Judged], Criterion]:

@@ -146,6 +146,6 @@ def spans_for(
 ) -> list[str]:
     "What a training is told: what is held, and of those that have drifted, that their windows are sound whatever the edge thought of them."
     since_ns -= _TOGETHER_NS
-    early = [Span(h.asset, since_ns, h.since_ns, "held") for h in logbook.held(state="open")
-             if h.by == LOOP and h.until_ns is None and h.cause != "sensor" and h.since_ns > since_ns]  # what is seen now began before anybody saw it
+    early = [Span(h.asset, since_ns, None, "held") for h in logbook.held()
+             if h.by == LOOP and h.state in ("open", "kept") and h.until_ns is None and h.cause != "sensor" and h.since_ns > since_ns]  # what is seen now began before anybody saw it
     return [str(s) for s in (*logbook.spans(), *early, *(Span(asset, max(own_ns, since_ns), now_ns, "sound") for asset, own_ns in drifted))]
