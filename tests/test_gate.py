@@ -18,7 +18,7 @@ from pdm.data.synth import NICE
 from pdm.data.training import gather, load_training
 from pdm.errors import InvalidInput, NotEnoughData
 from pdm.loop.exam import STRENGTHS, paired_difference, put_in, sit
-from pdm.loop.gate import gate
+from pdm.loop.gate import _made_of, gate
 from pdm.loop.learned import APART_DB, at_its_best, learned
 from pdm.loop.target import parity_of, speed_and_size
 from pdm.model.detector import _onnx_run
@@ -145,33 +145,31 @@ def test_one_asset_of_a_fleet_with_a_fault_stops_the_challenger_of_all(fleet, ch
     assert stopped_by(gate(challenger, champion, fleet)) >= {"data", "faults"}  # its windows were held back, and it had learnt them before
 
 
+def cut(w, which):
+    return replace(w, samples=np.asarray(w.samples)[which], conditions=w.conditions[which], t_ns=w.t_ns[which])
+
+
 def test_a_model_of_other_windows_than_those_that_are_shown_is_stopped_however_well_it_hears(fleet, champion, tmp_path):
-    def criterion(challenger, data):
-        return next(c for c in gate(challenger, champion, data).criteria if c.name == "data")
-
-    one, part = fleet.assets[1], dict(fleet.parts["train"])
-    part[one] = replace(part[one], samples=np.asarray(part[one].samples) * np.float32(1.001))  # nobody hears that
-    other = replace(fleet, parts={**fleet.parts, "train": part})
-    report = gate(fitted(other), champion, fleet)
+    train, one = fleet.parts["train"], fleet.assets[1]
+    other = replace(fleet, parts={**fleet.parts, "train": {**train, one: replace(train[one], samples=np.asarray(train[one].samples) * np.float32(1.001))}})  # nobody hears that
+    challenger = fitted(other)
+    report = gate(challenger, champion, fleet)
     assert stopped_by(report) == {"data"} and "not among those that are shown" in report.reasons[0]
-    assert criterion(fitted(other), other).numbers["strange"] == 0
 
-    fitted(other).save(tmp_path / "detector")
+    challenger.save(tmp_path / "detector")
     other.save(tmp_path / "data")
-    assert criterion(Detector.load(tmp_path / "detector"), load_training(tmp_path / "data")).passed, "what was saved is the same windows"
-    few = replace(fleet, parts={**fleet.parts, "train": {a: w for a, w in fleet.parts["train"].items() if a != one}})
-    assert criterion(fitted(few), fleet).passed, "who has learnt less than is shown hides nothing"
-    late = {a: replace(w, samples=np.asarray(w.samples)[-100:], conditions=w.conditions[-100:], t_ns=w.t_ns[-100:]) for a, w in fleet.parts["train"].items()}
-    cut = replace(fleet, parts={**fleet.parts, "train": {a: replace(w, samples=np.asarray(w.samples)[:-100], conditions=w.conditions[:-100], t_ns=w.t_ns[:-100]) for a, w in fleet.parts["train"].items()}, "calibrate": late})
-    assert criterion(fitted(cut), cut).passed, "what it was calibrated on may be a part of its own"
+    assert _made_of(Detector.load(tmp_path / "detector"), champion, load_training(tmp_path / "data")).passed, "what was saved is the same windows"
+    few = replace(fleet, parts={"train": {a: w for a, w in train.items() if a != one}})
+    assert _made_of(fitted(few), champion, fleet).passed, "who has learnt less than is shown hides nothing"
+    apart = replace(fleet, parts={part: {a: cut(w, which) for a, w in train.items()} for part, which in (("train", slice(-100)), ("calibrate", slice(-100, None)))})
+    assert _made_of(fitted(apart), champion, apart).passed, "what it was calibrated on may be a part of its own"
 
-    again = champion.recalibrate(np.asarray(part[one].samples), dict(zip(fleet.condition_names, part[one].conditions.T, strict=True)), one)
-    told = criterion(again, other)
+    again = champion.recalibrate(np.asarray(other.parts["train"][one].samples), dict(zip(fleet.condition_names, train[one].conditions.T, strict=True)), one)
+    told = _made_of(again, champion, other)
     assert told.skipped and "calibrated anew" in told.says
-    bare = Detector(again.contract, again.calibration, again._run, again.onnx, None, again.calibrations.values())
-    assert criterion(bare, other).skipped
-    alien = Detector(fitted(other).contract, again.calibration, again._run, again.onnx, None, again.calibrations.values())
-    assert not criterion(alien, other).passed and "no windows" in criterion(alien, other).says, "who shows nothing is not believed"
+    bare = Detector(challenger.contract, challenger.calibration, challenger._run, b"", None, challenger.calibrations.values())
+    told = _made_of(bare, champion, other)
+    assert not told.passed and "no windows" in told.says, "who shows nothing is not believed"
 
 
 def test_an_asset_that_moves_much_further_than_its_fleet_is_asked_about_even_in_new_conditions(fleet, champion):
