@@ -90,6 +90,7 @@ def read_plain(
 def write_plain(
     path: str | Path,  # its folder is made if need be
     data: bytes,
+    mode: int = 0o644, # its permissions
 ) -> None:
     "Write a file aside, forced to the disk, and rename it: it is there whole, or as it was before, whatever is killed or loses its power."
     path = Path(path)
@@ -100,7 +101,7 @@ def write_plain(
             file.write(data)
             file.flush()
             os.fsync(handle)
-        os.chmod(aside, 0o644)
+        os.chmod(aside, mode)
         os.replace(aside, path)
     finally:
         Path(aside).unlink(missing_ok=True)
