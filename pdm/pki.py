@@ -219,17 +219,17 @@ def _is_name(name: str) -> bool:
 
 def kind_of(
     folder: Path,         # of the authorities
-    identity: str,        # an asset's path, one of its streams, or a name
+    identity: str,        # the path of an asset, of one of its streams or of a line, or a name
     hosts: Sequence[str] = (),
 ) -> str:                 # `asset`, `service` or `server`
     "What an identity is: a path is an asset, a name with hosts, now or earlier, a server. Raises `InvalidInput` where it can't be one."
     if "/" in identity:
-        path, levels = identity, identity.split("/")
+        levels = identity.split("/")
+        if not 4 <= len(levels) <= 6:
+            raise InvalidInput(f"{identity!r} has {len(levels)} levels: a line has 4, enterprise/site/area/line, an asset 5, one of its streams 6")
+        *asset, stream = levels + ["any"] * (6 - len(levels))
         try:
-            if len(levels) == 6:
-                path = identity.rpartition("/")[0]
-                topic(AssetPath.parse(path), levels[5], "window")
-            AssetPath.parse(path)
+            topic(AssetPath(*asset), stream, "window")
         except InvalidConfig as e:
             raise InvalidInput(str(e)) from None
         if hosts:
@@ -241,7 +241,7 @@ def kind_of(
                                "in the asset records and its sender too")
         return "asset"
     if not _is_name(identity):
-        raise InvalidInput(f"{identity!r} is neither an asset, enterprise/site/area/line/asset[/stream], nor a name of a-z, 0-9 and - with at most 63 characters")
+        raise InvalidInput(f"{identity!r} is neither a path, enterprise/site/area/line[/asset[/stream]], nor a name of a-z, 0-9 and - with at most 63 characters")
     if hosts and (folder / "services" / identity).exists():
         raise InvalidInput(f"{identity} is a service, which has no host names: a server needs another name")
     return "server" if hosts or (folder / "servers" / identity).exists() else "service"
@@ -301,7 +301,7 @@ def _share(folder: Path, where: Path, kind: str) -> None:
 
 def issue(
     folder: str | Path,                # of the authorities
-    identity: str,                     # `enterprise/site/area/line/asset[/stream]`, or a name of a-z, 0-9, -
+    identity: str,                     # `enterprise/site/area/line[/asset[/stream]]`, or a name of a-z, 0-9, -
     hosts: Sequence[str] = (),         # of a server: DNS names and IP addresses; without them those that it had
     days: int | None = None,           # that it is valid; without it as `DAYS` says
     renew_before: float | None = None, # do nothing as long as more days than these are left; without it, issue in any case

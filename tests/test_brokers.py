@@ -592,7 +592,7 @@ def passes(url):
 def knock(url):
     "Want in, until something is said against it."
     client = client_of(url, "stranger", session_s=0)
-    client._up.wait = lambda _seconds: wait_for(lambda: client._refusal or client.connected) is True
+    client._up.wait = lambda _seconds: wait_for(lambda: client.refusal or client.connected) is True
     client.connect()
 
 

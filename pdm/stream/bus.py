@@ -32,6 +32,7 @@ class Bus(Protocol):
     "A connection to a message bus. All methods may be called from any thread."
     client_id: str
     failure: str  # why the connection has ended for good although nobody closed it; empty as long as it has not
+    refusal: str  # what was said against us last: why there is no connection, or what the broker doesn't take from us; empty where nothing was
 
     @property
     def connected(self) -> bool: ...

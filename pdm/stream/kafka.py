@@ -47,7 +47,7 @@ class Kafka:
         self._wiring = threading.RLock()      # who holds it may change what is read, and end the connection
         self._acked = threading.Condition()
         self._lost, self._closing, self._up = threading.Event(), threading.Event(), threading.Event()
-        self._refusal = ""
+        self.refusal = ""
         self._thread: threading.Thread | None = None
 
     @property
@@ -64,7 +64,7 @@ class Kafka:
         if not self._up.wait(timeout_s):
             self.close()
             raise PartMissing(f"no Kafka at {self.address.servers} within {timeout_s:g} s"
-                              f"{': ' + self._refusal if self._refusal else ''}; check broker_url")
+                              f"{': ' + self.refusal if self.refusal else ''}; check broker_url")
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
@@ -154,13 +154,13 @@ class Kafka:
             try:
                 self._connection()
             except KafkaException as e:
-                self._refusal = self._refusal or str(e.args[0].str())
+                self.refusal = self.refusal or str(e.args[0].str())
             except Exception:
                 log.exception("the connection of %s failed", self.client_id)
                 self.failure = "its connection to Kafka ended in an error that nobody foresaw, see the log"
             attempt = 0 if time.monotonic() - since > 5 else attempt + 1
             if not self._closing.is_set() and not self.failure:
-                log.warning("%s lost Kafka: %s", self.client_id, self._refusal)
+                log.warning("%s lost Kafka: %s", self.client_id, self.refusal)
                 self._closing.wait(backoff_s(max(attempt - 1, 0)))
 
     def _connection(self) -> None:
@@ -181,7 +181,7 @@ class Kafka:
                 reader.add(self._topics)
                 if self._lost.is_set():
                     return  # before it was whole: nobody is told of it
-                self._producer, self._reader, self._refusal = producer, reader, ""
+                self._producer, self._reader, self.refusal = producer, reader, ""
             self._since_ns = time.time_ns()
             self._say_online()
             self._up.set()
@@ -255,13 +255,13 @@ class Kafka:
         from confluent_kafka import KafkaError
 
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._refusal = error.str()
-        elif not self._refusal:
-            self._refusal = "nobody answers, or the connection is closed at once (does it want TLS, a certificate, a login?)"
+            self.refusal = error.str()
+        elif not self.refusal:
+            self.refusal = "nobody answers, or the connection is closed at once (does it want TLS, a certificate, a login?)"
         if error.fatal() or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL):
             self._lost.set()
 
     def _fail(self, error: Any) -> None:
-        self._refusal = error.str()
+        self.refusal = error.str()
         self._lost.set()
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from ..errors import PartMissing
 from pdm.stream.bus import (
@@ -103,6 +104,19 @@ def _read_publish(
     return topic, mid, pairs, bytes(memoryview(packet)[at:])
 
 
+_TLS = {  # what stands in the reason that OpenSSL gives (RFC 8446, section 6.2; the last one is our own judgement), and what it means for who reads it
+    "CERTIFICATE_REQUIRED": "it wants a certificate of ours (cert, key)", "UNKNOWN_CA": "it does not know the authority that has signed our certificate (cert)",
+    "CERTIFICATE_EXPIRED": "our certificate has run out (cert)", "CERTIFICATE_REVOKED": "our certificate has been revoked (cert)",
+    "CERTIFICATE_VERIFY_FAILED": "it does not prove to be the broker that we ask for (ca)"}
+
+
+def _in_words(error: OSError) -> str:
+    "Why there is no connection: where TLS says it, what it means, and the words of TLS."
+    reason = getattr(error, "reason", None) or ""
+    meaning = next((f"{words}: " for name, words in _TLS.items() if reason.endswith(name)), "")
+    return f"{meaning}{error}"
+
+
 class _Buffered:
     "A socket that is read in large pieces."
     def __init__(self, sock: Any, failed: Callable[[OSError], None]):
@@ -156,13 +170,14 @@ class _Client(paho.Client):
     "paho's client, with PUBLISH read directly and handed to `deliver`."
     deliver: Callable[[Message], None]
     crashed: Callable[[], None]
+    denied: Callable[[str, str], None]  # topic and reason
     error = ""  # what the socket said last
 
     def _create_socket(self) -> Any:
         return _Buffered(super()._create_socket(), self._socket_failed)
 
     def _socket_failed(self, error: OSError) -> None:
-        self.error = str(error)
+        self.error = _in_words(error)
 
     def loop_forever(self, *args: Any, **options: Any) -> paho.MQTTErrorCode:
         try:
@@ -204,11 +219,15 @@ class _Client(paho.Client):
             self._packet_queue(paho.PUBACK, b"".join(b"\x40\x02" + mid.to_bytes(2, "big") for mid in mids), mids[-1], 1)
 
     def _published(self, packet: bytes) -> paho.MQTTErrorCode:
-        "The broker has one of ours. Why nobody wanted it, where it says so, is nothing to us."
+        "The broker has one of ours, or says that it will not have it."
         if len(packet) < 2:
             return paho.MQTT_ERR_PROTOCOL
         mid, nothing = int.from_bytes(packet[:2], "big"), cast(Any, None)
         with self._out_message_mutex:
+            if len(packet) > 2 and packet[2] >= 128 and mid in self._out_messages:
+                message = self._out_messages[mid]
+                message.info.rc = paho.MQTT_ERR_ACL_DENIED
+                self.denied(message.topic, str(ReasonCode(PacketTypes.PUBACK, identifier=packet[2])))
             return self._do_on_publish(mid, nothing, nothing) if mid in self._out_messages else paho.MQTT_ERR_SUCCESS
 
     def _update_inflight(self) -> paho.MQTTErrorCode:
@@ -248,7 +267,8 @@ class Mqtt:
         self._last: paho.MQTTMessageInfo | None = None
         self._max_inflight = 65535
         self._lost, self._closing, self._up = threading.Event(), threading.Event(), threading.Event()
-        self._refusal = self.failure = ""
+        self.refusal = self.failure = ""
+        self._untaken: set[str] = set()  # topics that the broker doesn't take from us on this connection
         self._identity, self._status, self._since_ns = Identity(client_id), status_topic(client_id), 0
         self._granted, self._grants = threading.Condition(), set[int | None]()
         self._thread: threading.Thread | None = None
@@ -267,7 +287,7 @@ class Mqtt:
         if not self._up.wait(timeout_s):
             self.close()
             raise PartMissing(f"no broker at {self.address.host}:{self.address.port} within {timeout_s:g} s"
-                              f"{': ' + self._refusal if self._refusal else ''}; check broker_url")
+                              f"{': ' + self.refusal if self.refusal else ''}; check broker_url")
 
     def on_connect(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
@@ -294,16 +314,16 @@ class Mqtt:
         return self._last.rc == paho.MQTT_ERR_SUCCESS
 
     def publish_wait(self, topic: str, payload: bytes, timeout_s: float = 10.0) -> bool:
-        "Publish at QoS 1; whether the broker has said within the timeout that it has it."
+        "Publish at QoS 1; whether the broker has said within the timeout that it takes it."
         client = self._client
         if client is None:
             return False
         info = client.publish(topic, payload, 1)
         try:
             info.wait_for_publish(timeout_s)
-        except (RuntimeError, ValueError):  # the connection is lost, or the queue is full
+            return info.is_published()
+        except (RuntimeError, ValueError):  # the connection is lost, the queue is full, or the broker does not take it
             return False
-        return info.is_published()
 
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         try:
@@ -348,7 +368,7 @@ class Mqtt:
             expiry.MessageExpiryInterval = OFFLINE_EXPIRY_S
             c.will_set(self._status, self._identity.status("offline", self._since_ns), 1, True, expiry)
         c.on_connect, c.on_disconnect, c.on_subscribe = self._connected, self._disconnected, self._subscribed
-        c.deliver, c.crashed = self._received, self._crashed
+        c.deliver, c.crashed, c.denied = self._received, self._crashed, self._denied
         return c
 
     def _run(self) -> None:
@@ -375,7 +395,7 @@ class Mqtt:
                     connection.shutdown(socket.SHUT_RDWR)  # so that paho's thread ends even where the broker hangs
                 client.loop_stop()
             except OSError as e:  # nobody there, or a certificate that is not accepted or can't be read
-                self._refusal = str(e)
+                self.refusal = _in_words(e)
             except Exception:
                 log.exception("the connection of %s failed", self.client_id)
                 self._crashed()
@@ -394,7 +414,8 @@ class Mqtt:
             self._publish(client, self._status, self._identity.status("offline", self._since_ns), True, message_expiry_s=OFFLINE_EXPIRY_S)
         until = time.monotonic() + 2
         if self._client is client and self._last is not None and self._last.rc == paho.MQTT_ERR_SUCCESS:
-            self._last.wait_for_publish(2)  # iotcore may take a goodbye before what came first
+            with suppress(RuntimeError):  # the broker does not take it
+                self._last.wait_for_publish(2)  # iotcore may take a goodbye before what came first
         client.disconnect()
         while client.socket() is not None and time.monotonic() < until:
             time.sleep(0.01)
@@ -405,7 +426,7 @@ class Mqtt:
 
     def _connected(self, client: Any, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self._refusal = str(reason)
+            self.refusal = str(reason)
             log.warning("broker refused %s: %s", self.client_id, reason)
             self._lost.set()
             return
@@ -422,7 +443,8 @@ class Mqtt:
         if self._topics:
             client.subscribe([(t, paho.SubscribeOptions(qos=1)) for t in self._topics])
         self._say_online(client)
-        self._client, self._refusal = client, ""
+        self._untaken.clear()
+        self._client, self.refusal = client, ""
         self._up.set()
         for callback in self._callbacks:
             callback()
@@ -452,8 +474,20 @@ class Mqtt:
             tls = self.address.tls  # a server's word on our certificate may be lost with the connection that it closes
             doubt = "" if tls is None else ": does it accept our certificate?" if "cert" in tls else ": does it want a certificate of ours (cert, key)?"
             closed = f"it closes the connection{doubt}"
-            self._refusal = client.error or self._refusal or closed
+            self.refusal = client.error or self.refusal or closed
         self._lost.set()
+
+    def _denied(self, topic: str, reason: str) -> None:
+        "The broker does not take a message. It is told once; who needs it to arrive sends it again and again."
+        if topic in self._untaken:
+            return
+        self._untaken.add(topic)
+        hint = "is it what our certificate or login allows?"
+        if topic == self._status:
+            hint = f"where a certificate says who we are, the client id is the name in it, not {self.client_id}"
+        else:
+            self.refusal = f"the broker does not take {topic} from us ({reason}): {hint}"
+        log.warning("the broker does not take %s from %s (%s): %s", topic, self.client_id, reason, hint)
 
     def _received(self, message: Message) -> None:
         if message.topic == self._status and self._announce:

@@ -32,7 +32,9 @@ def _silence(bus: Bus) -> str:
     "Why acknowledgements may be missing, as far as it can be seen from here."
     if bus.failure:
         return bus.failure
-    return "is an agent running for this asset?" if bus.connected else "there is no connection to the broker, which is tried again: is it running, and to be reached from here?"
+    if bus.connected:
+        return bus.refusal or "is an agent running for this asset?"
+    return f"there is no connection to the broker, which is tried again: {bus.refusal or 'is it running, and to be reached from here?'}"
 
 
 class SensorStream:
@@ -109,7 +111,7 @@ class SensorClient:
     "Sends the windows of many streams over one connection, each until it is acknowledged by an agent."
     def __init__(self,
         broker: str | Bus,     # URL of a broker, or a connection to one
-        client_id: str = "",   # unique among the broker's clients; without it a random one
+        client_id: str = "",   # unique among the broker's clients, the name in our certificate where it asks for one; without it a random one
         resend_s: float = 5.0, # ask again after so long without an acknowledgement, seconds
         timeout_s: float = 10.0,  # for the first connection, seconds
         buffer_dir: str | Path | None = None,  # keep windows there over our own death; without it in memory
