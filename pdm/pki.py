@@ -38,6 +38,16 @@ def _x509() -> Any:
     return x509
 
 
+def _new_key() -> Any:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _signed(draft: Any, key: Any) -> Any:
+    from cryptography.hazmat.primitives.hashes import SHA256
+    return draft.sign(key, SHA256())
+
+
 def _write_key(path: Path, key: Any) -> None:
     from cryptography.hazmat.primitives import serialization as s
     write_plain(path, key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()), 0o600)
@@ -116,7 +126,12 @@ class _Authority:
 
     def issued(self) -> list[Any]:
         "All that it has ever signed, the oldest first."
-        return sorted(map(_read_certificate, (self.folder / "issued").glob("*.crt")), key=lambda c: (c.not_valid_before_utc, c.not_valid_after_utc))
+        return [_read_certificate(p) for p in sorted((self.folder / "issued").glob("*.crt"))]
+
+    def note(self, certificate: Any) -> None:
+        "Keep a copy of what it has signed, under a number: a clock that was set back does not change what is newest."
+        last = max((p.name for p in (self.folder / "issued").glob("*.crt")), default="0")
+        _write(self.folder / "issued" / f"{int(last.partition('.')[0]) + 1:08d}.crt", certificate)
 
     def crl(self) -> Any:
         return _x509().load_pem_x509_crl((self.folder / "ca.crl").read_bytes())
@@ -125,13 +140,12 @@ class _Authority:
         return {r.serial_number for r in self.crl()}
 
     def sign_crl(self, number: int, entries: Sequence[Any], now: datetime) -> None:
-        from cryptography.hazmat.primitives.hashes import SHA256
         x509 = _x509()
         builder = (x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject).last_update(now - SKEW).next_update(self.until)
                    .add_extension(x509.CRLNumber(number), critical=False).add_extension(self.key_id, critical=False))
         for entry in entries:
             builder = builder.add_revoked_certificate(entry)
-        _write(self.folder / "ca.crl", builder.sign(self.key, SHA256()))
+        _write(self.folder / "ca.crl", _signed(builder, self.key))
 
 
 @contextmanager
@@ -151,9 +165,8 @@ def init(
     now: datetime | None = None,    # the clock's time where none is given
 ) -> list[str]:  # the authorities that it has made; none where they were there
     "Make the authorities of a site. What is there stays as it is. Raises `InvalidInput` where half an authority is there."
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.hashes import SHA256
     folder, now, made = Path(folder), _now(now), []
+    _x509()
     _in_reach("days", days)
     if not 0 < len(site) <= _NAME_LIMIT - 20:
         raise InvalidInput(f"a site's name has 1 to {_NAME_LIMIT - 20} characters here, {site!r} has {len(site)}")
@@ -166,8 +179,8 @@ def init(
                 continue
             if "ca.crt" in there:
                 raise InvalidInput(f"{where} has {', '.join(there)} only, and certificates may be in use that it has signed: put the rest back from a backup")
-            key, subject = ec.generate_private_key(ec.SECP256R1()), _subject(f"{site} {name} authority")
-            certificate = _draft(f"{site} {name} authority", key, subject, now - SKEW, now + timedelta(days=days), ca=True).sign(key, SHA256())
+            called, key = f"{site} {name} authority", _new_key()
+            certificate = _signed(_draft(called, key, _subject(called), now - SKEW, now + timedelta(days=days), ca=True), key)
             _write_key(where / "ca.key", key)
             _Authority(where, certificate, key).sign_crl(1, (), now)
             _write(where / "ca.crt", certificate)  # the last: with it, it is made
@@ -308,8 +321,6 @@ def issue(
     now: datetime | None = None,       # the clock's time where none is given
 ) -> tuple[Entry, bool]:               # how it stands, and whether it is new
     "Give an identity a new key and a certificate, in its folder. Raises `InvalidInput`."
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.hashes import SHA256
     folder, now = Path(folder), _now(now)
     names = _general_names(hosts)
     kind = kind_of(folder, identity, hosts)
@@ -331,12 +342,12 @@ def issue(
         until = now + timedelta(days=days)
         if until > authority.until:
             raise InvalidInput(f"{days} days are longer than the authority lives, {_days(authority.certificate, now):.0f} days: ask for fewer, and plan for a new authority")
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = _new_key()
         usage = x509.ExtendedKeyUsageOID.SERVER_AUTH if kind == "server" else x509.ExtendedKeyUsageOID.CLIENT_AUTH
         draft = (_draft(identity, key, authority.certificate.subject, now - SKEW, until, ca=False)
                  .add_extension(x509.ExtendedKeyUsage([usage]), critical=False).add_extension(authority.key_id, critical=False))
-        certificate = (draft.add_extension(x509.SubjectAlternativeName(names), critical=False) if names else draft).sign(authority.key, SHA256())
-        _write(authority.folder / "issued" / f"{certificate.serial_number:x}.crt", certificate)  # first: what nobody knows of can't be revoked
+        certificate = _signed(draft.add_extension(x509.SubjectAlternativeName(names), critical=False) if names else draft, authority.key)
+        authority.note(certificate)  # first: what nobody knows of can't be revoked
         _write_key(where / "tls.key", key)
         _write(where / "tls.crt", certificate)
         return _entry(where, kind, [*history, certificate], revoked, now), True

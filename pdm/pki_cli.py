@@ -22,7 +22,7 @@ from .pki import DAYS, REASONS, Entry, init, issue, revoke, secret, status
 # %% ../nbs/pki_cli.ipynb #pkic1a
 pki = typer.Typer(no_args_is_help=True, help="A site's certificates: who is who on its broker.")
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="of the authorities; not on the edge")]
-Identity = Annotated[str, typer.Argument(help="enterprise/site/area/line/asset, or …/asset/stream; or the name of a service or server, as in agent")]
+Identity = Annotated[str, typer.Argument(help="enterprise/site/area/line/asset, or …/asset/stream, or …/line of a gateway; or the name of a service or server, as in agent")]
 
 
 @pki.command("init")
@@ -81,10 +81,11 @@ def show_status(
         for e in entries:
             table.add_row(e.name, e.kind, e.state, f"{e.days_left:.0f}", f"{e.until:%Y-%m-%d}", str(e.older or ""), ", ".join(e.hosts))
         Console().print(table)
-    if wrong := [_wrong(e) for e in entries if e.state in ("expired", "broken") or (e.state == "valid" and e.days_left < within)]:
-        raise CheckFailed(f"{'; '.join(wrong)}: `predmaint pki issue {folder} NAME` makes a new one")
+    if wrong := [_wrong(folder, e) for e in entries if e.state in ("expired", "broken") or (e.state == "valid" and e.days_left < within)]:
+        raise CheckFailed("; ".join(wrong))
 
 
-def _wrong(e: Entry) -> str:
+def _wrong(folder: Path, e: Entry) -> str:
     how = {"broken": "is broken", "expired": f"has run out {-e.days_left:.0f} days ago"}.get(e.state, f"runs out in {e.days_left:.0f} days")
-    return f"{e.kind} {e.name} {how}"
+    what = "make new authorities in another folder, and issue everything again" if e.kind == "authority" else f"`predmaint pki issue {folder} {e.name}` makes a new one"
+    return f"{e.kind} {e.name} {how}: {what}"

@@ -29,14 +29,15 @@ class Door:
 
     def __init__(self, folder: Path):
         (self.program,) = need("mosquitto", "mosquitto")
-        self.folder, self.pki, self.certs = folder, folder / "pki", folder / "certs"
+        self.folder, self.config, self.pki, self.certs = folder, folder / "config", folder / "pki", folder / "certs"
+        shutil.copytree(CONFIG, self.config)
         self.sensors, self.services, self.spy = free_port(), free_port(), free_port()
         init(self.pki)
         issue(self.pki, "mosquitto", ["127.0.0.1"])
         self.carry()
         (folder / "data").mkdir()
         text = shipped({"\nlistener 8883\n": f"\nlistener {self.sensors} 127.0.0.1\n", "\nlistener 8884\n": f"\nlistener {self.services} 127.0.0.1\n",
-                        "acl_file /mosquitto/config": f"acl_file {CONFIG}", "file /mosquitto/certs": f"file {self.certs}",
+                        "acl_file /mosquitto/config": f"acl_file {self.config}", "file /mosquitto/certs": f"file {self.certs}",
                         "persistence_location /mosquitto/data": f"persistence_location {folder}/data"})
         root = "user root\n" if os.geteuid() == 0 else ""  # or it would become `mosquitto`, who may not write here
         (folder / "mosquitto.conf").write_text(f"{text}{root}listener {self.spy} 127.0.0.1\nallow_anonymous true\n")

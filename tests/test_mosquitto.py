@@ -431,3 +431,36 @@ def test_a_flood_of_strangers_costs_no_window(sender, door, clients, tmp_path):
         assert loud.log.read_text() == "refused 2000\n"
     assert clients(door.url(path_of(6))).connected  # who may comes in again
     sender.end()
+
+
+@pytest.fixture
+def own_door(tmp_path):
+    "A broker that a test may spoil."
+    door = Door(tmp_path / "own")
+    yield door
+    door.close()
+
+
+def test_a_sensor_that_fills_the_memory_is_put_out_and_the_others_go_on(own_door, clients):
+    agent = clients(own_door.url("agent"), topics=[of(OTHER, "window")])
+    good, greedy = clients(own_door.url(OTHER)), clients(own_door.url(FAN))
+    streams = iter(range(100))  # kept messages of 7 MB, more than the limit together
+
+    def put_out():
+        if greedy.connected:
+            greedy.publish(of(FAN, "window", f"s{next(streams)}"), bytes(7_000_000), retain=True)
+        return "fan-0 disconnected due to out of memory" in own_door.log
+
+    wait_for(put_out)
+    assert good.publish_wait(of(OTHER, "window"), b"x") and good.connected
+    assert [m.payload for m in agent.receive(10, 10)] == [b"x"]
+
+
+def test_an_access_list_that_was_changed_is_taken_up_without_a_connection_lost(own_door, clients):
+    sensor, scada = clients(own_door.url(FAN)), clients(own_door.url("scada"), "scada", [of(FAN, "window")])
+    assert sensor.publish_wait(of(FAN, "window"), b"before")
+    with (own_door.config / "services.acl").open("a") as file:
+        file.write(f"user scada\ntopic read {of(FAN, 'window')}\n")
+    own_door.read_again()
+    assert sensor.publish_wait(of(FAN, "window"), b"after")
+    assert [m.payload for m in scada.receive(10, 10)] == [b"after"]
