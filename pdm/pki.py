@@ -402,13 +402,13 @@ def status(
     folder, now, found = Path(folder), _now(now), []
     for name in AUTHORITIES:
         authority, by_identity = _Authority.load(folder, name), dict[tuple[str, str], list[Any]]()
-        c = authority.certificate
+        c, revoked = authority.certificate, authority.revoked()
         fits = c.public_key() == authority.key.public_key()
         state = "broken" if not fits else "valid" if now < authority.until else "expired"
         found.append(Entry(name, "authority", state, _days(c, now), authority.until, c.serial_number))
         for c in authority.issued():
             by_identity.setdefault((_kind_in(c, name), _name_of(c)), []).append(c)
-        found += [_entry(_folder_of(folder, kind, identity), kind, history, authority.revoked(), now) for (kind, identity), history in by_identity.items()]
+        found += [_entry(_folder_of(folder, kind, identity), kind, history, revoked, now) for (kind, identity), history in by_identity.items()]
     return sorted(found, key=lambda e: (e.days_left, e.kind, e.name))
 
 # %% ../nbs/pki.ipynb #pki06c
@@ -424,7 +424,7 @@ def secret(
     where = _folder_of(folder, kind_of(folder, identity), identity)
     if not (where / "tls.crt").exists():
         raise InvalidInput(f"{identity} has no certificate: `predmaint pki issue {folder} {identity}` makes one")
-    data = {p.name: base64.b64encode(p.read_bytes()).decode() for p in sorted(where.iterdir()) if p.suffix in (".crt", ".key", ".crl")}
+    data = {p.name: base64.b64encode(p.read_bytes()).decode() for p in sorted(where.iterdir()) if p.is_file() and p.suffix in (".crt", ".key", ".crl")}
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "certificates", "app.kubernetes.io/part-of": "predmaint",
               "app.kubernetes.io/managed-by": "predmaint-pki"}
     return yaml.safe_dump({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace, "labels": labels},
