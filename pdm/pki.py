@@ -168,8 +168,8 @@ def init(
     folder, now, made = Path(folder), _now(now), []
     _x509()
     _in_reach("days", days)
-    if not 0 < len(site) <= _NAME_LIMIT - 20:
-        raise InvalidInput(f"a site's name has 1 to {_NAME_LIMIT - 20} characters here, {site!r} has {len(site)}")
+    if not 0 < (n := len(site.encode())) <= _NAME_LIMIT - 20:
+        raise InvalidInput(f"a site's name has 1 to {_NAME_LIMIT - 20} bytes here, {site!r} has {n}")
     with _alone(folder):
         folder.chmod(0o700)
         for name in AUTHORITIES:
@@ -280,7 +280,8 @@ def _state(where: Path, newest: Any, revoked: set[int], now: datetime) -> str:
 def _entry(where: Path, kind: str, history: Sequence[Any], revoked: set[int], now: datetime) -> Entry:
     newest = history[-1]
     older = sum(c.serial_number not in revoked and now < c.not_valid_after_utc for c in history[:-1])
-    return Entry(_name_of(newest), kind, _state(where, newest, revoked, now), _days(newest, now), newest.not_valid_after_utc, newest.serial_number, _hosts_in(newest), older)
+    state = _state(where, newest, revoked, now)
+    return Entry(_name_of(newest), kind, state, _days(newest, now), newest.not_valid_after_utc, newest.serial_number, _hosts_in(newest), older)
 
 
 def _days(certificate: Any, now: datetime) -> float:
@@ -332,10 +333,10 @@ def issue(
             if not history:
                 raise InvalidInput(f"{identity} is a server without a host name: give its DNS names or IP addresses")
             names = _general_names(_hosts_in(history[-1]))
-        _share(folder, where, kind)
         if renew_before is not None and history:
             e = _entry(where, kind, history, revoked, now)
             if e.state == "valid" and e.days_left > renew_before and set(e.hosts) == {str(n.value) for n in names}:
+                _share(folder, where, kind)
                 return e, False
         days = DAYS[kind] if days is None else days
         _in_reach("days", days)
@@ -348,6 +349,7 @@ def issue(
                  .add_extension(x509.ExtendedKeyUsage([usage]), critical=False).add_extension(authority.key_id, critical=False))
         certificate = _signed(draft.add_extension(x509.SubjectAlternativeName(names), critical=False) if names else draft, authority.key)
         authority.note(certificate)  # first: what nobody knows of can't be revoked
+        _share(folder, where, kind)
         _write_key(where / "tls.key", key)
         _write(where / "tls.crt", certificate)
         return _entry(where, kind, [*history, certificate], revoked, now), True

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from .cli_output import Json
 from .errors import CheckFailed
@@ -77,7 +77,7 @@ def show_status(
     if as_json:
         typer.echo(json.dumps([asdict(e) | {"until": e.until.isoformat(), "serial": f"{e.serial:x}"} for e in entries], indent=2))
     else:
-        table = Table("name", "kind", "state", "days left", "until (UTC)", "earlier ones valid", "hosts", box=None)
+        table = Table(Column("name", overflow="fold"), "kind", "state", "days left", "until (UTC)", "earlier ones valid", "hosts", box=None)
         for e in entries:
             table.add_row(e.name, e.kind, e.state, f"{e.days_left:.0f}", f"{e.until:%Y-%m-%d}", str(e.older or ""), ", ".join(e.hosts))
         Console().print(table)

@@ -482,12 +482,11 @@ class Mqtt:
         if topic in self._untaken:
             return
         self._untaken.add(topic)
-        hint = "is it what our certificate or login allows?"
         if topic == self._status:
-            hint = f"where a certificate says who we are, the client id is the name in it, not {self.client_id}"
-        else:
-            self.refusal = f"the broker does not take {topic} from us ({reason}): {hint}"
-        log.warning("the broker does not take %s from %s (%s): %s", topic, self.client_id, reason, hint)
+            log.warning("the broker does not take the status of %s (%s): where a certificate says who we are, its name may have to be the client id", self.client_id, reason)
+            return
+        self.refusal = f"the broker does not take {topic} from us ({reason}): is it what our certificate or login allows?"
+        log.warning("%s: %s", self.client_id, self.refusal)
 
     def _received(self, message: Message) -> None:
         if message.topic == self._status and self._announce:
