@@ -43,15 +43,15 @@ def issue_certificate(
     host: Annotated[list[str] | None, typer.Option(help="of a server: a DNS name or an IP address, any number of them; without it those that it had")] = None,
     days: Annotated[int | None, typer.Option(help=f"that it is valid; without it {DAYS['asset']} for an asset, {DAYS['service']} else")] = None,
     renew_before: Annotated[float | None, typer.Option("--renew-before", help="do nothing as long as it is in order and more days than these are left")] = None,
-    secret_name: Annotated[str, typer.Option("--secret", help="print what it has as a Kubernetes Secret of this name, for kubectl or kubeseal")] = "",
+    manifest: Annotated[str, typer.Option("--secret", help="print what it has as a Kubernetes Secret of this name, for kubectl or kubeseal")] = "",
     namespace: Annotated[str, typer.Option(help="of the Secret")] = "predmaint",
 ) -> None:
     "Give an identity a new key and certificate. One that it has stays valid until its end, or until it is revoked with --old."
     entry, made = issue(folder, identity, host or (), days, renew_before)
     said = "issued" if made else "nothing to do"
-    typer.echo(f"{said}: {entry.kind} {entry.name}, {entry.days_left:.0f} days left", err=bool(secret_name))
-    if secret_name:
-        typer.echo(secret(folder, identity, secret_name, namespace), nl=False)
+    typer.echo(f"{said}: {entry.kind} {entry.name}, {entry.days_left:.0f} days left", err=bool(manifest))
+    if manifest:
+        typer.echo(secret(folder, identity, manifest, namespace), nl=False)
 
 
 @pki.command("revoke")

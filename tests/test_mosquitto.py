@@ -185,12 +185,13 @@ def test_a_sensor_writes_its_own_windows_and_status_and_nothing_else(door, spy, 
 @pytest.mark.parametrize("name,topics,others", [
     (f"{FAN}/{STREAM}", [of(FAN, "window")], [of(FAN, "window", "temperature"), of(FAN, "ack")]),      # one of two boxes on an asset
     (FAN.rpartition("/")[0], [of(FAN, "window"), of(OTHER, "window")], [of(FAN.replace("line-1", "line-2"), "window"), of(FAN, "ack")]),  # the gateway of a line
+    ("acme/lyon/halle 2/ligne-1/éolienne %c", [of("acme/lyon/halle 2/ligne-1/éolienne %c", "window")], [of("acme/lyon/halle 2/ligne-1/somebody", "window")]),
     ("agent", [of(FAN, "ack"), of(FAN, "verdict"), status_topic("somebody")], [of(FAN, "window"), of(FAN, "alert", "asset"), status_topic("another")]),
     ("sinks", [of(FAN, "alert", "asset")], [of(FAN, "ack"), of(FAN, "window"), of(FAN, "verdict"), of(FAN, "alert")]),
     ("updater", [status_topic("somebody")], [of(FAN, "ack"), of(FAN, "window"), of(FAN, "verdict"), of(FAN, "alert", "asset")]),
     ("reader", [status_topic("somebody")], [of(FAN, "ack"), of(FAN, "window"), of(FAN, "verdict"), of(FAN, "alert", "asset")]),
     ("nobody", [status_topic("somebody")], [of(FAN, "ack"), of(FAN, "window"), of(FAN, "verdict"), of(FAN, "alert", "asset")]),
-], ids=["box", "gateway", "agent", "sinks", "updater", "reader", "unknown service"])
+], ids=["box", "gateway", "odd name", "agent", "sinks", "updater", "reader", "unknown service"])
 def test_each_identity_writes_what_is_its_own(door, spy, clients, name, topics, others):
     bus = clients(door.url(name))
     for t in others:
