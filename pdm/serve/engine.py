@@ -241,6 +241,7 @@ class Guarded:
         check_s: float | None = 5.0,     # seconds between canaries while all is well; None: no thread, the caller calls `look`
         retry_s: float = 2.0,            # seconds between attempts to go back
         on_switch: Callable[[str, str], None] | None = None,  # told (who scores, why) at the start and at each change
+        on_look: Callable[[bool], None] | None = None,  # told after each look whether the engine has answered its canary
     ):
         "Raises `InvalidBundle` where not even ONNX Runtime can execute the bundle; an engine that fails is not an error."
         self.contract = bundle.contract
@@ -248,7 +249,7 @@ class Guarded:
         self.reason = ""    # why it is the fallback; empty when all is well
         self.switches = -1  # how often that changed since the start
         self.wait_s = retry_s  # seconds between attempts to go back, longer after a relapse
-        self._engine, self._bundle, self._artifact, self._on_switch = engine, bundle, artifact, on_switch
+        self._engine, self._bundle, self._artifact, self._on_switch, self._on_look = engine, bundle, artifact, on_switch, on_look
         self._fallback = InProcess(threads).load(bundle)
         self._primary: Model | None = None
         self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), False
@@ -284,9 +285,14 @@ class Guarded:
         except Exception as e:  # noqa: BLE001 (whatever went wrong there, the thread goes on)
             _log.debug("the engine did not load the bundle", exc_info=True)
             self._switch(before, None, f"{e}")
-            return False
+            return self._looked(False)
         self._switch(before, model, "")
-        return True
+        return self._looked(True)
+
+    def _looked(self, proven: bool) -> bool:
+        if self._on_look and not self._closed:
+            self._on_look(proven)
+        return proven
 
     def close(self) -> None:
         "Stop looking. The engine stays open."

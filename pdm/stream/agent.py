@@ -34,12 +34,12 @@ from .asset import Owned
 from .bus import Bus, backoff_s
 from .claims import Watch, claim
 from .intake import Batch, Intake
-from .journal import Group, Journal, JournalFull, Mark, Row
+from .journal import DeadLetter, Group, Journal, JournalFull, Mark, Row
 from .judge import Judge, Scores
 from .metrics import AgentMetrics
 from .page import Page
 from .runner import slowest
-from .service import serve
+from .service import serve, traced
 from .shadow import Judged, Shadow
 from .sinks import cursors, sink_names
 from .versions import Follower, Models, installed
@@ -100,6 +100,13 @@ class Agent:
         self._threads = [threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
                          for work, name in ((self._take_forever, "intake"), (self._judge_forever, "judge"), (self._tidy_forever, "tidy"))]
         self._beats = {t.name: time.monotonic() for t in self._threads}
+        self._hops = {k: o.hop_s or o.version.model.contract.samples / o.version.model.contract.rate_hz for k, o in streams.items()}
+        self._promised: dict[tuple[str, str], float] = {}  # false alarms a day, as it is shown
+        self._expect()
+        for row in journal.newest():
+            m.machine(row, row.committed_ns / 1e9)
+        if journal.max_bytes is not None:
+            m.journal_limit.set(journal.max_bytes)
         m.ready.set_function(lambda: self._subscribed and not self.unready())
         m.connected.set_function(lambda: bus.connected)
         m.inbox.set_function(lambda: bus.waiting)
@@ -254,6 +261,7 @@ class Agent:
             self._bus.publish(self._topic(row.asset, row.stream, "verdict"), verdict_message(row), qos=0)
         for w in work:
             self._count(w.batch, w.group, now_s, now_ns)
+            self._say(w.group)
             self._show_beside(w)
         return True
 
@@ -314,7 +322,7 @@ class Agent:
 
     def _show(self, alarm: Alarm) -> None:
         "The asset's verdict, kept by the broker: how it stands, for whoever comes later."
-        self.metrics.asset(alarm.asset, alarm.active, alarm.severity if alarm.active else 0, not alarm.acknowledged)
+        self.metrics.asset(alarm)
         self._bus.publish(self._topic(alarm.asset, "asset", "verdict"), to_json(alarm.to_state()), retain=True)
 
     def _topic(self, asset: str, stream: str, leaf: str) -> str:
@@ -337,16 +345,37 @@ class Agent:
         m.lost.inc(batch.lost)
         for d in group.dead:
             m.dead_letters.labels(d.reason).inc()
+        rows = {(r.asset, r.stream, r.epoch, r.seq): r for r in group.rows} if group.events else {}
         for e in group.events:
-            m.alarms.labels(e.kind).inc()
-            if e.kind == "diagnosed":
-                m.diagnoses.labels(e.details["fault"]).inc()
+            raised_by = rows.get((e.asset, e.stream, e.epoch, e.seq))
+            m.turn(e, raised_by is not None and raised_by.supported)
         for a in batch.accepted:
             m.latency_seconds.observe(now_s - a.message.received_s)
             if not a.suspect:
                 m.age_seconds.observe((now_ns - a.window.t_ns) / 1e9)
+        for r in group.rows:
+            m.allow(r, self._promised.get((r.asset, r.stream), 0.0), self._hops[r.asset, r.stream])
         for r in {(r.asset, r.stream): r for r in group.rows}.values():
-            m.machine(r.asset, r.stream, r.score, r.alarm, r.severity)
+            m.machine(r, now_ns / 1e9)
+        if group.states and not group.rows:  # another version judges, perhaps
+            self._expect()
+
+    def _expect(self) -> None:
+        "Show what is expected of each stream."
+        for key, o in self._judge.owned.items():
+            self._promised[key] = o.version.false_alarms_per_day
+            self.metrics.expect(*key, self._hops[key], o.version.false_alarms_per_day)
+
+    def _say(self, group: Group) -> None:
+        "Log what somebody may ask about: turns of alarms, and what was refused, one line a stream and reason."
+        for e in group.events:
+            log.info("%s: %s, episode %s", e.asset, e.kind.replace("_", " "), e.episode or "none", extra=traced(e.asset, e.stream, e.epoch, e.seq))
+        alike: dict[tuple[str, str, str], list[DeadLetter]] = {}
+        for d in group.dead:
+            alike.setdefault((d.asset, d.stream, d.reason), []).append(d)
+        for (asset, stream, reason), dead in alike.items():
+            d = dead[0]
+            log.warning("%d refused (%s) on %s: %s", len(dead), reason, d.topic, d.detail, extra=traced(asset, stream, d.epoch, d.seq))
 
 # %% ../../nbs/stream/agent.ipynb #agenaa6091
 def _engine(settings: Settings) -> Engine:
@@ -379,14 +408,15 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
 
         def switched(digest: str, active: str, _reason: str) -> None:
             if not active:
+                metrics.canary.remove(digest[:12])
                 return metrics.fallback.remove(digest[:12])
             metrics.fallback.labels(digest[:12]).set(active != engine.name)
             metrics.switches.labels(digest[:12], active).inc()
 
-        models = Models(engine, switched)
+        models = Models(engine, switched, lambda digest, proven: metrics.canary.labels(digest[:12]).set(proven))
         parts.callback(models.close)
         parts.callback(engine.close)  # first: a guard that waits for an engine that hangs is set free by that
-        follower = Follower(settings.rollout_file, records, models, settings.bundles_dir, metrics.version)
+        follower = Follower(settings.rollout_file, records, models, settings.bundles_dir, metrics.version, metrics.compared)
         parts.callback(follower.stop)
         owned = follower.own(journal)
         broker = open_broker(settings.broker_url, settings.state_dir / "broker")

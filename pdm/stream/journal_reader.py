@@ -85,6 +85,10 @@ class JournalReader:
         "The alarm of each asset as it stands."
         return dict(self._all(lambda r: (r[0], from_json(r[1])), "asset, state FROM alarm"))
 
+    def newest(self) -> list[Row]:
+        "The newest verdict of each stream, by its time stamp."
+        return self._all(_row, f"{_VERDICT} WHERE verdict.id IN (SELECT (SELECT id FROM verdict WHERE stream_id = stream.id ORDER BY t_ns DESC LIMIT 1) FROM stream)")
+
     def last_t_ns(self) -> dict[tuple[str, str], int]:
         "The latest time stamp that each stream has had."
         return dict(self._all(lambda r: (r[:2], r[2]), "asset, stream.stream, max(gone_t_ns, ifnull((SELECT max(t_ns) FROM verdict "

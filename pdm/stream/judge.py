@@ -24,6 +24,7 @@ from .asset import Asset, Owned, Version, assets_of
 from .intake import Accepted, Batch
 from .journal import DeadLetter, Event, Group, Raw, Row
 from .naming import Namer
+from .service import traced
 
 # %% ../../nbs/stream/judge.ipynb #judgd186be
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Judge:
                     try:
                         found[n] = (self._infer(model, [a]), 0)
                     except Exception as e:
-                        log.exception("window %d of %s was not scored", a.window.seq, a.key)
+                        log.exception("window %d of %s was not scored", a.window.seq, a.key, extra=traced(*a.key, a.window.epoch, a.window.seq))
                         if not self._works(model):
                             raise  # it is not the window; it stays with its sender
                         refused.append(_refused(a, e))

@@ -20,6 +20,7 @@ from ..process import lock_file
 from .bus import backoff_s
 from .journal import Event, JournalReader, Raw, Record, Row
 from .metrics import SinkMetrics
+from .service import traced
 
 
 # %% ../../nbs/stream/runner.ipynb #runn484dcd
@@ -281,7 +282,8 @@ class Runner:
         self._halve(records, refused)
         if refused:
             self.dead.add(refused)
-            log.warning("%s refuses %d of %d records, now among its dead letters; one of them: %s", name, len(refused), len(records), refused[-1].detail)
+            log.warning("%s refuses %d of %d records, now among its dead letters; one of them: %s", name, len(refused), len(records), refused[-1].detail,
+                        extra=traced(*refused[-1][2:6]))
         for r in refused:
             self.metrics.dead_letters.labels(name, r.reason).inc()
         self.metrics.write_seconds.labels(name).observe(time.perf_counter() - since)

@@ -30,6 +30,7 @@ from ..serve.parity import choose
 from ..serve.repository import profile_of
 from .bus import backoff_s
 from .comparison import Ruling, in_shadow, on_probation
+from .metrics import show_build
 from .page import Page
 from .rollout import Candidate, Rollout, Running, Wanted, read_wanted, status
 from .service import serve
@@ -376,6 +377,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         parts.enter_context(_alone(settings.state_dir))
         registry, stop, died = CollectorRegistry(), threading.Event(), list[BaseException]()
         steps = Counter("pdm_rollout_steps", "Steps of rollouts by where they led, and why in one word", ["after", "cause"], registry=registry)
+        troubled = Gauge("pdm_updater_trouble", "1 while the file of desired digests, or whom to trust, can't be read", registry=registry)
+        show_build(registry)
         states = Gauge("pdm_rollout_candidate", "1 for the state in which a candidate is", ["name", "digest", "state"], registry=registry)
         rollout = Rollout(settings.rollout_file)
         parts.callback(rollout.close)
@@ -392,6 +395,7 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
             states.clear()
             for c in rollout.candidates():
                 states.labels(c.name, c.digest[:12], c.state).set(1)
+            troubled.set(bool(updater.trouble))
             shown.update(status(rollout, updater.wanted, updater.trouble))
 
         def work() -> None:

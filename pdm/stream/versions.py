@@ -163,8 +163,9 @@ class Models:
     def __init__(self,
         engine: Engine,
         switched: Callable[[str, str, str], None] | None = None,  # told digest, who scores now (empty: nobody any more), and why
+        looked: Callable[[str, bool], None] | None = None,        # told digest, and whether the engine has answered its latest canary
     ):
-        self._engine, self._switched = engine, switched
+        self._engine, self._switched, self._looked = engine, switched, looked
         self._loaded: dict[tuple[str, Artifact | None], tuple[Bundle, Model]] = {}
         self._turn = threading.Lock()
 
@@ -179,7 +180,8 @@ class Models:
     def _load(self, bundle: Bundle, artifact: Artifact | None) -> Model:
         if isinstance(self._engine, InProcess):
             return self._engine.load(bundle, artifact)
-        return Guarded(self._engine, bundle, artifact, on_switch=lambda active, why: self._switched(bundle.digest, active, why) if self._switched else None)
+        return Guarded(self._engine, bundle, artifact, on_switch=lambda active, why: self._switched(bundle.digest, active, why) if self._switched else None,
+                       on_look=lambda proven: self._looked(bundle.digest, proven) if self._looked else None)
 
     def in_fallback(self, model: Model) -> bool:
         "Whether its engine does not score it now."
@@ -228,9 +230,10 @@ class Follower:
         models: Models,
         folder: Path,                   # where bundles are kept
         running: Callable[[str, str, str | None], Any] | None = None,  # told type of asset, whose verdicts count, and who scores beside
+        compared: Callable[[str, Comparison | None], Any] | None = None,  # told type of asset, and how the two compare; None: nobody scores beside
     ):
         self._rollout, self._records, self._models, self._folder = Rollout(file), list(records), models, folder
-        self._installed, self._told = installed(self._records), running
+        self._installed, self._told, self._told_compared = installed(self._records), running, compared
         self._streams: dict[str, dict[Key, Choice]] = {}  # by type of asset
         for key, c in self._installed.items():
             self._streams.setdefault(c.bundle.contract.name, {})[key] = c
@@ -410,12 +413,16 @@ class Follower:
         if keep:
             self._rollout.observe(name, self._main[name])
         if shadow is None:
+            if self._told_compared:
+                self._told_compared(name, None)
             return
         sides = {"main": self._versions[name], "beside": shadow.versions}
         away = {side: seconds for side, versions in sides.items() if any(self._models.in_fallback(v.model) for v in versions.values())}
         digest, since_ns = self._candidate[name]
         if (c := shadow.counted(free_mb(), away)) is not None:
             self._rollout.keep(digest, c, since_ns)
+            if self._told_compared:
+                self._told_compared(name, c)
         if keep and (states := shadow.states()):
             self._rollout.keep_states(self._beside[name] or "", states)
 
