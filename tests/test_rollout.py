@@ -76,7 +76,7 @@ class Line:
         self.bus, self.journal = Hand(), Journal(self.site.journal_file)
         self.engine = engine or InProcess()
         self.models = Models(self.engine)
-        self.follower = Follower(self.file, self.records, self.models, self.bundles)
+        self.follower = Follower(self.file, self.records, self.models, self.bundles, compared=lambda *told: self.agent.metrics.compared(*told))
         self.agent = Agent(self.bus, self.journal, self.follower.own(self.journal), diagnose, batch=8)
         self.agent.start()
         self.follower.start(self.agent)
@@ -832,11 +832,24 @@ def test_a_model_that_is_let_go_leaves_no_fallback_to_be_alarmed_by(line):
     class Elsewhere:
         name, url, load, unload = "triton", "grpc://away", Away.load, lambda *a: None
 
-    told = []
-    models = Models(Elsewhere(), lambda digest, active, why: told.append((digest, active)))
+    told, canaries = [], []
+    models = Models(Elsewhere(), lambda digest, active, why: told.append((digest, active)), lambda *look: canaries.append(look))
     models.load(line.site.bundle)
     models.keep_only([])
     assert told == [(line.site.bundle.digest, "inprocess"), (line.site.bundle.digest, "")]
+    assert canaries and set(canaries) == {(line.site.bundle.digest, False)}
+
+
+def test_the_page_shows_how_far_two_versions_agree_while_both_are_there(line):
+    def agreement():
+        return line.agent.metrics.registry.get_sample_value("pdm_shadow_agreement_ratio", {"name": "motor"})
+
+    new = line.release(1.05)
+    assert agreement() is None
+    line.follow(new, "shadow")
+    assert line.until(agreement) == 1.0  # both on quiet windows
+    line.rollout.move(new, "rolled_back", "enough")
+    wait_for(lambda: agreement() is None)
 
 
 def test_an_updater_keeps_no_model_in_its_memory(line):

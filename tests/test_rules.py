@@ -14,11 +14,13 @@ from subprocess import PIPE, STDOUT, run
 from urllib.request import Request, urlopen
 
 import pytest
+import typer
 import yaml
 from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from prometheus_client import generate_latest
 from servers import answers, need, wait_for
 
+from pdm.cli import app
 from pdm.loop.controller import LoopMetrics
 from pdm.process import Child, free_port
 from pdm.stream import updater
@@ -42,6 +44,10 @@ def said(program, *args):
     done = run([program, *map(str, args)], stdout=PIPE, stderr=STDOUT, text=True, cwd=PROMETHEUS)
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def runbooks():
+    return "\n".join("".join(c["source"]) for c in json.loads((ROOT / "nbs/runbooks.ipynb").read_text())["cells"])
 
 
 def test_prometheus_takes_its_configuration_and_rules():
@@ -86,9 +92,28 @@ def test_each_alert_says_in_words_what_is_the_matter_and_where_to_read_on():
 
 
 def test_each_alert_has_its_section_in_the_runbooks_and_no_section_is_without_one():
-    cells = json.loads((ROOT / "nbs/runbooks.ipynb").read_text())["cells"]
-    sections = re.findall(r"(?m)^## (.+)$", "\n".join("".join(c["source"]) for c in cells))
-    assert sorted(sections) == NAMES
+    assert sorted(re.findall(r"(?m)^## (.+)$", runbooks())) == NAMES
+
+
+def test_commands_in_the_runbooks_exist():
+    said = re.findall(r"predmaint ((?:[a-z]+ ?)+)((?:[^\n`|#]*?--[a-z-]+)*)", re.sub(r"(?<!`)`(?!`)", "\n", runbooks()))
+    assert len(said) > 20
+    for words, rest in said:
+        command = typer.main.get_command(app)
+        for word in words.split():
+            if not hasattr(command, "commands"):
+                break  # its arguments
+            assert word in command.commands, f"predmaint {words}"
+            command = command.commands[word]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"predmaint {words}{rest}"
+
+
+def test_what_the_runbooks_ask_prometheus_is_well_formed(tmp_path):
+    (promtool,) = need("prometheus", "promtool")
+    rules = [{"record": f"question{n}", "expr": expr} for n, expr in enumerate(re.findall(r"(?m)^ask '([^']+)'", runbooks()))]
+    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in said(promtool, "check", "rules", tmp_path / "asked.yml") and len(rules) > 20
 
 
 def test_the_address_of_the_runbooks_stands_in_one_place():
@@ -119,10 +144,10 @@ def page_of(port):
     return urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
 
 
-def test_rules_ask_for_nothing_that_nobody_offers(make_bundle, tmp_path):
+def test_rules_and_runbooks_ask_for_nothing_that_nobody_offers(make_bundle, tmp_path):
     exporter, prometheus, alertmanager = (need(p, p)[0] for p in ("prometheus-node-exporter", "prometheus", "prometheus-alertmanager"))
     for file, text in {"class/thermal/thermal_zone0/type": "tj-thermal", "class/thermal/thermal_zone0/temp": "51000", "class/thermal/thermal_zone0/mode": "enabled",
-                       "class/thermal/thermal_zone0/policy": "step_wise", "class/hwmon/hwmon0/name": "nvme", "class/hwmon/hwmon0/temp1_input": "45000"}.items():  # fmt: skip
+                       "class/thermal/thermal_zone0/policy": "step_wise", "class/hwmon/hwmon0/name": "nvme", "class/hwmon/hwmon0/temp1_input": "45000"}.items():
         (tmp_path / "sys" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sys" / file).write_text(text + "\n")
     (tmp_path / "empty.yml").write_text("route: {receiver: none}\nreceivers: [{name: none}]\n")
@@ -131,7 +156,7 @@ def test_rules_ask_for_nothing_that_nobody_offers(make_bundle, tmp_path):
     ports = [free_port() for _ in range(3)]
     programs = ([exporter, "--path.sysfs", tmp_path / "sys", "--web.listen-address", f"127.0.0.1:{ports[0]}"],
                 [prometheus, "--config.file", tmp_path / "prometheus.yml", "--storage.tsdb.path", tmp_path / "tsdb", "--web.listen-address", f"127.0.0.1:{ports[1]}"],
-                [alertmanager, "--config.file", tmp_path / "empty.yml", "--storage.path", tmp_path / "am", "--web.listen-address", f"127.0.0.1:{ports[2]}", "--cluster.listen-address="])  # fmt: skip
+                [alertmanager, "--config.file", tmp_path / "empty.yml", "--storage.path", tmp_path / "am", "--web.listen-address", f"127.0.0.1:{ports[2]}", "--cluster.listen-address="])
     offered = {"up", "ALERTS"} | {r["record"] for r in RULES if "record" in r}
     with ExitStack() as stack:
         for program, port in zip(programs, ports, strict=True):
@@ -145,7 +170,7 @@ def test_rules_ask_for_nothing_that_nobody_offers(make_bundle, tmp_path):
             offered |= series(page_of(port))
     for metrics in (AgentMetrics(), SinkMetrics(), LoopMetrics()):
         offered |= series(generate_latest(metrics.registry).decode())
-    wanted = {name for r in RULES for name in asked(r["expr"])}
+    wanted = {name for expr in [r["expr"] for r in RULES] + re.findall(r"(?m)^ask '([^']+)'", runbooks()) for name in asked(expr)}
     assert len(wanted) > 50 and not wanted - offered, sorted(wanted - offered)
 
 
@@ -197,7 +222,7 @@ def test_alertmanager_takes_its_configuration_and_sends_each_alert_where_it_belo
     for labels, receiver in {"alertname=MachineAlarm asset=a episode=a@1 severity=watch": "page", "alertname=MachineAlarm asset=a severity=info": "page",
                              "alertname=FaultNamed asset=a severity=watch": "note", "alertname=SensorFault asset=a episode=a@1": "note",
                              "alertname=SensorFault asset=a severity=warning": "page", "alertname=Drift asset=a severity=info": "note",
-                             "alertname=DiskFull site=s severity=warning": "page"}.items():  # fmt: skip
+                             "alertname=DiskFull site=s severity=warning": "page"}.items():
         assert said(amtool, "config", "routes", "test", f"--config.file={file}", *labels.split()).splitlines()[-1] == receiver, labels
 
 
@@ -221,7 +246,7 @@ class Watch:
         for program, log, at in (([alertmanager, "--config.file", folder / "alertmanager.yml", "--storage.path", folder / "am", "--web.listen-address", f"127.0.0.1:{self.port}",
                                    "--cluster.listen-address="], "alertmanager", self.port),
                                  ([prometheus, "--config.file", folder / "prometheus.yml", "--storage.tsdb.path", folder / "tsdb", "--web.listen-address", f"127.0.0.1:{port}",
-                                   "--rules.alert.resend-delay=1s"], "prometheus", port)):  # fmt: skip
+                                   "--rules.alert.resend-delay=1s"], "prometheus", port)):
             child = Child(program, folder / f"{log}.log")
             stack.callback(child.stop)
             child.wait_ready(lambda at=at: answers(f"http://127.0.0.1:{at}/-/ready"))

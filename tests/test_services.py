@@ -2,13 +2,14 @@
 
 import json
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 import yaml
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of, window
+from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.stream.broker import EmbeddedBroker
@@ -101,6 +102,47 @@ def test_logs_are_lines_of_json_where_no_person_watches(site, running):
     wait_for(lambda: "takes 2 streams of 2 assets" in site.log())  # said after it is ready
     lines = [json.loads(line) for line in site.log().splitlines()]
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+
+
+def test_one_search_finds_what_became_of_a_window(site, running):
+    broker, _, client = running
+    s = opened(client, 0)
+    for n in range(6):
+        s.send(window(n, level=100.0).samples, t0_ns=T0_NS + n * STEP_NS)
+    client.flush(20)
+    broken = message(window(0, samples=np.full((2, SAMPLES), np.nan, np.float32)), 1)
+    with closing(broker.client("sensor-of-another-make", session_s=0)) as bus:
+        bus.connect()
+        assert bus.publish(broken.topic, broken.payload, properties=broken.properties)
+        lines = wait_for(lambda: len(found := [line for line in map(json.loads, site.log().splitlines()) if "trace" in line]) > 1 and found)
+    raised, refused = (next(line for line in lines if word in line["message"]) for word in ("raised", "not_finite"))
+    assert raised["asset"] == path_of(0) and raised["trace"] == f"{path_of(0)}/{STREAM}/{s.epoch}/{raised['seq']}" and 0 <= raised["seq"] < 6
+    assert refused["trace"] == f"{path_of(1)}/{STREAM}/7/0" and refused["level"] == "warning"
+    with site.reader() as journal:
+        assert [(e.epoch, e.seq) for e in journal.events(path_of(0)) if e.kind == "raised"] == [(s.epoch, raised["seq"])]
+
+
+def test_after_a_kill_the_page_knows_how_each_machine_was_and_when_it_was_heard(site, running):
+    broker, agent, client = running
+    s = opened(client, 0)
+    s.send(window(0, level=3.0).samples)
+    client.flush(20)
+
+    def seen():
+        of = f'{{asset="{path_of(0)}",stream="{STREAM}"}}'
+        return {name: float(line.rpartition(" ")[2]) for line in site.metrics().splitlines() for name in ("pdm_score", "pdm_score_threshold", "pdm_window_last_timestamp_seconds") if line.startswith(name + of)}
+
+    before = wait_for(seen)
+    agent.kill()
+    again = site.agent(broker.url)
+    try:
+        after = seen()
+        assert after.keys() == before.keys() and len(after) == 3 and after == pytest.approx(before, abs=5)
+        page = site.metrics()
+        for i, heard in enumerate((True, False)):
+            assert (f'pdm_window_last_timestamp_seconds{{asset="{path_of(i)}"' in page) is heard and f'pdm_window_hop_seconds{{asset="{path_of(i)}"' in page
+    finally:
+        again.stop()
 
 
 def test_a_stranger_on_the_page_is_told_what_there_is(site, running):
