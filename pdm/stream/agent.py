@@ -354,7 +354,7 @@ class Agent:
             if not a.suspect:
                 m.age_seconds.observe((now_ns - a.window.t_ns) / 1e9)
         for r in group.rows:
-            m.allow(r, self._promised.get((r.asset, r.stream), 0.0), self._hops[r.asset, r.stream])
+            m.allow(r, self._promised[r.asset, r.stream], self._hops[r.asset, r.stream])
         for r in {(r.asset, r.stream): r for r in group.rows}.values():
             m.machine(r, now_ns / 1e9)
         if group.states and not group.rows:  # another version judges, perhaps
