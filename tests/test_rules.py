@@ -157,12 +157,13 @@ def test_rules_and_runbooks_ask_for_nothing_that_nobody_offers(make_bundle, tmp_
     programs = ([exporter, "--path.sysfs", tmp_path / "sys", "--web.listen-address", f"127.0.0.1:{ports[0]}"],
                 [prometheus, "--config.file", tmp_path / "prometheus.yml", "--storage.tsdb.path", tmp_path / "tsdb", "--web.listen-address", f"127.0.0.1:{ports[1]}"],
                 [alertmanager, "--config.file", tmp_path / "empty.yml", "--storage.path", tmp_path / "am", "--web.listen-address", f"127.0.0.1:{ports[2]}", "--cluster.listen-address="])
+    whole = ("node_", "prometheus_rule_group_last_evaluation", "alertmanager_")  # once it shows this, it shows all that it has
     offered = {"up", "ALERTS"} | {r["record"] for r in RULES if "record" in r}
     with ExitStack() as stack:
-        for program, port in zip(programs, ports, strict=True):
+        for program, port, sign in zip(programs, ports, whole, strict=True):
             child = Child(program, tmp_path / "log")
             stack.callback(child.stop)
-            child.wait_ready(lambda port=port: answers(f"http://127.0.0.1:{port}/metrics"))
+            child.wait_ready(lambda port=port, sign=sign: answers(f"http://127.0.0.1:{port}/metrics") and sign in page_of(port))
             offered |= series(page_of(port))
         port = free_port()
         site = Site(tmp_path / "site", make_bundle(samples=SAMPLES, rate_hz=RATE_HZ))
