@@ -255,11 +255,12 @@ def test_a_dead_stub_is_found_without_traffic(embedded, tiny_bundle):
 
 def test_a_guard_starts_without_its_engine_and_goes_there_when_it_comes(server, tiny_bundle):
     with TritonEngine("grpc://127.0.0.1:1", repository=server.repository, timeout_s=0.3) as engine:
-        with Guarded(engine, tiny_bundle, retry_s=0.1) as guard:
+        looks = []  # what its canary says
+        with Guarded(engine, tiny_bundle, retry_s=0.1, on_look=looks.append) as guard:
             assert guard.infer(np.ones((1, 2, 64), np.float32)).engine == "inprocess"
-            assert "127.0.0.1:1" in guard.reason
+            assert "127.0.0.1:1" in guard.reason and set(looks) == {False}
             engine.connection.open(server.address)  # the server came
-            wait_for(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton")
+            wait_for(lambda: guard.infer(np.ones((1, 2, 64), np.float32)).engine == "triton" and looks[-1])
 
 
 def test_windows_that_no_engine_can_score_say_nothing_against_the_engine(tmp_path, rng):
