@@ -216,7 +216,7 @@ class StreamRecord(_Strict):
 class AssetRecord(_Strict):
     "What is known of one machine."
     path: str                                   # `enterprise/site/area/line/asset`
-    machine_class: str | None = None            # group of ISO 20816-3
+    machine_class: str | None = None            # group of ISO 20816-3: a key of `pdm.signal.indicators.ISO_LIMITS_MM_S`
     poles: int | None = Field(default=None, ge=2)
     speed_range_rpm: tuple[float, float] | None = None
     false_alarms_per_day: float | None = Field(default=None, gt=0)  # of all its streams together; without it, whatever they add up to
@@ -227,6 +227,14 @@ class AssetRecord(_Strict):
     @classmethod
     def _five_levels(cls, value: str):
         return str(AssetPath.parse(value))
+
+    @field_validator("machine_class")
+    @classmethod
+    def _known_class(cls, value: str | None):
+        if value is not None:
+            from pdm.signal.indicators import iso_zone
+            iso_zone(0.0, value)
+        return value
 
     @field_validator("streams")
     @classmethod

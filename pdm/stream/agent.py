@@ -28,6 +28,7 @@ from ..model.bundle import Scored
 from ..serve.engine import Engine, InProcess, open_engine
 from ..serve.repository import profile_of
 from ..signal.diagnose import diagnose
+from ..signal.indicators import ISO_LIMITS_MM_S
 from .broker import open_broker
 from .alarms import Alarm, Command
 from .asset import Owned
@@ -400,6 +401,9 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         journal = Journal(settings.state_dir / "journal.db", max_bytes=round(settings.journal_max_gb * 1e9), full=settings.journal_full)
         parts.callback(journal.close)
         metrics = AgentMetrics((r.path, name) for r in records for name in r.streams)
+        for r in records:
+            if r.machine_class is not None:
+                metrics.limits(r.path, ISO_LIMITS_MM_S[r.machine_class])
         agent: Agent | None = None  # until it is made, the page says that it is starting
         page = Page(metrics.registry, settings.metrics_port, settings.metrics_address, lambda: agent.unhealthy() if agent else [],
                     lambda: agent.unready() if agent else ["it is starting"], _routes(lambda: agent), settings.api_token.get_secret_value())

@@ -51,6 +51,7 @@ class Owned:
     version: Version                 # another one takes its place when a challenger is promoted (`pdm.stream.shadow`)
     bearing: Bearing | None = None
     hop_s: float = 0.0               # from window to window, seconds; 0: a window's duration
+    machine_class: str | None = None # group of ISO 20816-3; without it its vibration is in no zone
     capture: Capture = field(default_factory=Capture)
     alarm: bool = False              # this stream is in alarm
     severity: int = 0                # of this stream

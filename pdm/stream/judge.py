@@ -17,8 +17,8 @@ import numpy as np
 from ..data.archive import Keep
 from ..data.parquet import HEALTHY
 from ..errors import InvalidInput
-from ..model.bundle import Model, Scored, condition_row
-from ..signal.indicators import indicators
+from ..model.bundle import Contract, Model, Scored, condition_row
+from ..signal.indicators import ACCELERATION_G, indicators, iso_zone, velocity_rms_mm_s
 from .alarms import Alarm, Command, events_of
 from .asset import Asset, Owned, Version, assets_of
 from .intake import Accepted, Batch
@@ -30,12 +30,24 @@ from .service import traced
 log = logging.getLogger(__name__)
 _AGAIN_NS = 3_600_000_000_000  # a sensor fault that was away for longer is told again
 _TRIES = 3  # so often is a fault that stays undetermined looked at again
+_CELSIUS = ("C", "°C", "degC")  # units of temperature
 
 
 def _round(values: np.ndarray) -> np.ndarray:
     "Six digits are enough for what is only looked at, and half the bytes."
     factor = 10.0 ** (5 - np.floor(np.log10(np.clip(np.abs(values), 1e-100, 1e100))))
     return np.round(values * factor) / factor
+
+
+def _velocity(
+    contract: Contract,
+    x: np.ndarray,  # [window, channel, sample]
+) -> tuple[list[str], np.ndarray]:  # channels; mm/s [window, channel]
+    "RMS velocity (ISO 20816) of the channels that are accelerations; of none where a window lasts less than a second, or its rate is below 2 kHz."
+    in_g = {k: ACCELERATION_G[u] for k, u in enumerate(contract.units) if u in ACCELERATION_G}
+    if not in_g or contract.samples < contract.rate_hz or contract.rate_hz < 2000:
+        return [], np.empty((len(x), 0))
+    return [contract.channels[k] for k in in_g], velocity_rms_mm_s(x[:, list(in_g)], contract.rate_hz) * list(in_g.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +59,7 @@ class _Answer:
     rms: np.ndarray          # [window, channel]
     names: list[str]         # of the indicators, channel by channel
     indicators: np.ndarray   # [window, name], rounded
+    velocity: np.ndarray     # [window, channel], mm/s: RMS of those channels that it is known of
 
 
 class Scores(NamedTuple):
@@ -187,7 +200,10 @@ class Judge:
             self._on_infer(len(windows), scored.engine, seconds)
         shape = (len(windows), len(contract.channels))
         values = {name: v.reshape(shape) for name, v in indicators(x.reshape(-1, x.shape[2]), contract.rate_hz).items()}
-        return _Answer(model, scored, seconds, values["rms"], [f"{name}_{c}" for name in values for c in contract.channels], _round(np.concatenate(list(values.values()), axis=1)))
+        warm = [k for k, u in enumerate(contract.units) if u in _CELSIUS]
+        shaken, velocity = _velocity(contract, x)
+        names = [*(f"{name}_{c}" for name in values for c in contract.channels), *(f"temperature_c_{contract.channels[k]}" for k in warm), *(f"velocity_mm_s_{c}" for c in shaken)]
+        return _Answer(model, scored, seconds, values["rms"], names, _round(np.concatenate([*values.values(), values["mean"][:, warm], velocity], axis=1)), velocity)
 
     def _row(self, o: Owned, a: Accepted, answer: _Answer, i: int, group: Group) -> Row:
         "The verdict on one window; what it does to the alarm, and the raw window where the archive takes it, are added to the group."
@@ -208,6 +224,9 @@ class Judge:
                                           {"sensor": v.sensor, **asset.alarm.silenced}))
             o.sensors[v.sensor] = w.t_ns
         alarm, worst, p_value = asset.alarm, asset.worst, float(v.p_value)
+        seen = dict(zip(answer.names, answer.indicators[i].tolist(), strict=True))
+        if o.machine_class and answer.velocity.size:
+            seen["iso_zone"] = "ABCD".index(iso_zone(answer.velocity[i].max(), o.machine_class))
         why = self._keep.why(o.path, w, alarm.active, p_value, not broken) if self._keep is not None else None
         if why is not None and (why != HEALTHY or (v.state == "running" and not aside)):  # a machine that stands or is worked on is no example of health
             group.raw.append(Raw(o.asset, o.stream, w.epoch, w.seq, why, a.message.payload))
@@ -215,7 +234,7 @@ class Judge:
                    float(v.offset_db), float(v.threshold), o.alarm, o.severity, v.state, (alarm.fault or "undetermined") if alarm.active else "none",
                    alarm.episode if alarm.active else None, bool(v.supported) and o.version.within_budget, bool(v.extrapolating),
                    dict(zip(w.channels, map(float, v.channel_scores), strict=True)),
-                   dict(zip(answer.names, answer.indicators[i].tolist(), strict=True)), dict(w.conditions),
+                   seen, dict(w.conditions),
                    np.asarray(scored.embedding[i], np.float32), o.version.digest, scored.engine, flags, worst.severity, worst.stream)
 
     def _happen(self, asset: Asset, e: Event, group: Group) -> None:

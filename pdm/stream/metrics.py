@@ -78,6 +78,7 @@ class AgentMetrics:
         self.excused = Counter("pdm_alarm_episodes_excused", "Alarms that people have labelled as something else than a false one", by_asset, registry=r)
         self.unacknowledged = Gauge("pdm_alarm_unacknowledged", "1 while nobody has acknowledged the asset's alarm", by_asset, registry=r)
         self.silenced = Gauge("pdm_alarm_silenced", "1 while nobody is to be called: the alarm is shelved, or people work on the machine", by_asset, registry=r)
+        self.iso_limits = Gauge("pdm_iso_limit_mm_s", "RMS velocity at which a zone of ISO 20816 ends, where the machine's class is known", ["asset", "boundary"], registry=r)
         self.alarms = Counter("pdm_alarms", "Turns in the life of alarms", ["kind"], registry=r)
         self.diagnoses = Counter("pdm_diagnoses", "Diagnoses by the fault they named", ["fault"], registry=r)
         for result in ("scored", "late", "duplicate", "refused", "stranger"):
@@ -155,6 +156,11 @@ class AgentMetrics:
         elif e.kind == "labelled" and e.details["reason"] in EXCUSED and self._excused.get(e.asset) != e.episode:
             self._excused[e.asset] = e.episode
             self.excused.labels(e.asset).inc()
+
+    def limits(self, asset: str, mm_s: Iterable[float]) -> None:
+        "Show where the zones of ISO 20816 end for an asset."
+        for boundary, limit in zip(("A/B", "B/C", "C/D"), mm_s, strict=True):
+            self.iso_limits.labels(asset, boundary).set(limit)
 
     def asset(self, alarm: Alarm) -> None:
         "Show the alarm of an asset: it stands beside its streams' as the stream `asset`."

@@ -82,7 +82,7 @@ class Row(NamedTuple):
     supported: bool                   # whether the promise on false alarms holds
     extrapolating: bool               # outside of the conditions that were learnt
     channel_scores: Mapping[str, float]
-    indicators: Mapping[str, float]   # rms, peak and kurtosis of each channel
+    indicators: Mapping[str, float]   # of each channel: rms, peak, kurtosis, …; with the unit in the name where it is known: velocity_mm_s_h
     conditions: Mapping[str, float]   # as they came with the window
     embedding: np.ndarray             # float32 [dimension]
     model: str                        # digest of the bundle

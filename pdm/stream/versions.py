@@ -144,7 +144,7 @@ def own(
     versions = versions_of(chosen, records, load)
     for r in records:
         for name in r.streams:
-            o = Owned(r.path, name, versions[r.path, name], r.bearing_of(name), chosen[r.path, name].record.hop_s)
+            o = Owned(r.path, name, versions[r.path, name], r.bearing_of(name), chosen[r.path, name].record.hop_s, r.machine_class)
             known, state = states.get(o.key, ("", {}))
             calibration, monitor = warm.get(o.key, ("", {}))
             if known != o.version.calibration == calibration:  # the alarm stands as the other version has left it
