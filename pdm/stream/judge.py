@@ -39,15 +39,24 @@ def _round(values: np.ndarray) -> np.ndarray:
     return np.round(values * factor) / factor
 
 
-def _velocity(
+def _in_units(
     contract: Contract,
-    x: np.ndarray,  # [window, channel, sample]
-) -> tuple[list[str], np.ndarray]:  # channels; mm/s [window, channel]
-    "RMS velocity (ISO 20816) of the channels that are accelerations; of none where a window lasts less than a second, or its rate is below 2 kHz."
+    x: np.ndarray,                    # [window, channel, sample]
+    values: Mapping[str, np.ndarray], # the indicators, [window, channel] each
+) -> dict[str, np.ndarray]:           # [window] each
+    """What people on the floor speak of, with the unit in the name, of each channel, and the highest: temperature, and velocity (ISO 20816). A window that
+    lasts less than a second, or is sampled below 2 kHz, gives no velocity: then the acceleration stands in its place."""
+    found: dict[str, np.ndarray] = {}
     in_g = {k: ACCELERATION_G[u] for k, u in enumerate(contract.units) if u in ACCELERATION_G}
-    if not in_g or contract.samples < contract.rate_hz or contract.rate_hz < 2000:
-        return [], np.empty((len(x), 0))
-    return [contract.channels[k] for k in in_g], velocity_rms_mm_s(x[:, list(in_g)], contract.rate_hz) * list(in_g.values())
+    warm = [k for k, u in enumerate(contract.units) if u in _CELSIUS]
+    if in_g and contract.samples >= contract.rate_hz >= 2000:
+        shaken = velocity_rms_mm_s(x[:, list(in_g)], contract.rate_hz) * list(in_g.values())
+        found |= {f"velocity_mm_s_{contract.channels[k]}": column for k, column in zip(in_g, shaken.T, strict=True)} | {"velocity_mm_s": shaken.max(1)}
+    else:
+        found |= {f"acceleration_g_{contract.channels[k]}": values["rms"][:, k] * g for k, g in in_g.items()}
+    if warm:
+        found |= {f"temperature_c_{contract.channels[k]}": values["mean"][:, k] for k in warm} | {"temperature_c": values["mean"][:, warm].max(1)}
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +68,6 @@ class _Answer:
     rms: np.ndarray          # [window, channel]
     names: list[str]         # of the indicators, channel by channel
     indicators: np.ndarray   # [window, name], rounded
-    velocity: np.ndarray     # [window, channel], mm/s: RMS of those channels that it is known of
 
 
 class Scores(NamedTuple):
@@ -200,10 +208,9 @@ class Judge:
             self._on_infer(len(windows), scored.engine, seconds)
         shape = (len(windows), len(contract.channels))
         values = {name: v.reshape(shape) for name, v in indicators(x.reshape(-1, x.shape[2]), contract.rate_hz).items()}
-        warm = [k for k, u in enumerate(contract.units) if u in _CELSIUS]
-        shaken, velocity = _velocity(contract, x)
-        names = [*(f"{name}_{c}" for name in values for c in contract.channels), *(f"temperature_c_{contract.channels[k]}" for k in warm), *(f"velocity_mm_s_{c}" for c in shaken)]
-        return _Answer(model, scored, seconds, values["rms"], names, _round(np.concatenate([*values.values(), values["mean"][:, warm], velocity], axis=1)), velocity)
+        more = _in_units(contract, x, values)
+        names = [*(f"{name}_{c}" for name in values for c in contract.channels), *more]
+        return _Answer(model, scored, seconds, values["rms"], names, _round(np.column_stack([*values.values(), *more.values()])))
 
     def _row(self, o: Owned, a: Accepted, answer: _Answer, i: int, group: Group) -> Row:
         "The verdict on one window; what it does to the alarm, and the raw window where the archive takes it, are added to the group."
@@ -225,8 +232,8 @@ class Judge:
             o.sensors[v.sensor] = w.t_ns
         alarm, worst, p_value = asset.alarm, asset.worst, float(v.p_value)
         seen = dict(zip(answer.names, answer.indicators[i].tolist(), strict=True))
-        if o.machine_class and answer.velocity.size:
-            seen["iso_zone"] = "ABCD".index(iso_zone(answer.velocity[i].max(), o.machine_class))
+        if o.machine_class and "velocity_mm_s" in seen:
+            seen["iso_zone"] = "ABCD".index(iso_zone(seen["velocity_mm_s"], o.machine_class))
         why = self._keep.why(o.path, w, alarm.active, p_value, not broken) if self._keep is not None else None
         if why is not None and (why != HEALTHY or (v.state == "running" and not aside)):  # a machine that stands or is worked on is no example of health
             group.raw.append(Raw(o.asset, o.stream, w.epoch, w.seq, why, a.message.payload))

@@ -78,15 +78,20 @@ class AgentMetrics:
         self.excused = Counter("pdm_alarm_episodes_excused", "Alarms that people have labelled as something else than a false one", by_asset, registry=r)
         self.unacknowledged = Gauge("pdm_alarm_unacknowledged", "1 while nobody has acknowledged the asset's alarm", by_asset, registry=r)
         self.silenced = Gauge("pdm_alarm_silenced", "1 while nobody is to be called: the alarm is shelved, or people work on the machine", by_asset, registry=r)
-        self.iso_limits = Gauge("pdm_iso_limit_mm_s", "RMS velocity at which a zone of ISO 20816 ends, where the machine's class is known", ["asset", "boundary"], registry=r)
         self.alarms = Counter("pdm_alarms", "Turns in the life of alarms", ["kind"], registry=r)
         self.diagnoses = Counter("pdm_diagnoses", "Diagnoses by the fault they named", ["fault"], registry=r)
+        self.iso_limits = Gauge("pdm_iso_limit_mm_s", "RMS velocity at which a zone of ISO 20816 ends, where the machine's class is known", ["asset", "boundary"], registry=r)
         for result in ("scored", "late", "duplicate", "refused", "stranger"):
             self.windows.labels(result)
         for asset, stream in self._known:
             self.alarm.labels(asset, stream).set(0)
             for counter in (self.promised, self.episodes, self.excused):  # from the start: what appears as 1 has not increased
                 counter.labels(asset)
+
+    def limits(self, asset: str, mm_s: Iterable[float]) -> None:
+        "Show where the zones of ISO 20816 end for an asset."
+        for boundary, limit in zip(("A/B", "B/C", "C/D"), mm_s, strict=True):
+            self.iso_limits.labels(asset, boundary).set(limit)
 
     def version(self, name: str, digest: str, beside: str | None) -> None:
         "Show which bundle of a type of asset is at work, and which one scores beside it."
@@ -156,11 +161,6 @@ class AgentMetrics:
         elif e.kind == "labelled" and e.details["reason"] in EXCUSED and self._excused.get(e.asset) != e.episode:
             self._excused[e.asset] = e.episode
             self.excused.labels(e.asset).inc()
-
-    def limits(self, asset: str, mm_s: Iterable[float]) -> None:
-        "Show where the zones of ISO 20816 end for an asset."
-        for boundary, limit in zip(("A/B", "B/C", "C/D"), mm_s, strict=True):
-            self.iso_limits.labels(asset, boundary).set(limit)
 
     def asset(self, alarm: Alarm) -> None:
         "Show the alarm of an asset: it stands beside its streams' as the stream `asset`."
