@@ -196,7 +196,7 @@ def rows(
     for q in queries:
         if isinstance(q, prometheus.Dataquery):
             q.format(PromQueryFormat.TABLE)
-    panel = _panel(table.Panel(), title, about, queries, size, nothing).cell_height(common.TableCellHeight.LG)
+    panel = _panel(table.Panel(), title, about, queries, size, nothing).cell_height(common.TableCellHeight.LG).align(common.FieldTextAlignment.AUTO).inspect(False)
     names = {f: c if isinstance(c, str) else c[0] for f, c in columns.items()}
     if len(queries) > 1:
         panel.with_transformation(_step("filterFieldsByName", {"exclude": {"pattern": "/^Time$/"}}))

@@ -6,6 +6,7 @@ what is chosen and to ask, is played by `filled`."""
 
 import enum
 import importlib
+import inspect
 import json
 import math
 import re
@@ -29,6 +30,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import dashboard as grafana
+from grafana_foundation_sdk.models import prometheus
 from servers import Influx, answers, need, wait_for
 from typer.testing import CliRunner
 
@@ -84,28 +86,22 @@ def test_what_is_provisioned_is_what_the_dashboards_name():
 
 def wire_names(model: type) -> dict[str, str]:
     "Field in JSON: attribute, of a class that was generated from the schema."
-    source = Path(importlib.import_module(model.__module__).__file__).read_text()
-    body = re.search(rf"^class {model.__name__}[:(].*?(?=^class |\Z)", source, re.S | re.M)[0]
-    return dict(re.findall(r'"(\w+)": self\.(\w+)', body)) | dict(re.findall(r'payload\["(\w+)"\] = self\.(\w+)', body))
+    return dict(re.findall(r'"(\w+)"(?:\]? = |: )self\.(\w+)', inspect.getsource(model.to_json)))
 
 
-def misfit(value, kind, where: str, module) -> list[str]:
-    "Where a value is not of a type of the schema."
-    if isinstance(kind, str):
-        kind = eval(kind, vars(module))  # noqa: S307  annotations of the library, in its own modules
-    if isinstance(kind, typing.ForwardRef):
-        kind = eval(kind.__forward_arg__, vars(module))  # noqa: S307
+def misfit(value, kind, where: str) -> list[str]:
+    "Where a value is not of a type of the schema: a class that was generated from it, or what its attributes are."
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind in (typing.Any, object, Dataquery):  # a query is checked by the schema of its data source
         return []
     if origin in (typing.Union, types.UnionType):
-        return min((misfit(value, a, where, module) for a in args if (a is type(None)) == (value is None)), key=len, default=[f"{where}: may not be null"])
+        return min((misfit(value, a, where) for a in args if (a is type(None)) == (value is None)), key=len, default=[f"{where}: may not be null"])
     if kind is type(None):
         return [] if value is None else [f"{where}: expected null, got {value!r}"]
     if origin is list:
-        return [f"{where}: expected a list"] if not isinstance(value, list) else [m for k, v in enumerate(value) for m in misfit(v, args[0], f"{where}[{k}]", module)]
+        return [f"{where}: expected a list"] if not isinstance(value, list) else [m for k, v in enumerate(value) for m in misfit(v, args[0], f"{where}[{k}]")]
     if origin is dict:
-        return [f"{where}: expected a map"] if not isinstance(value, dict) else [m for k, v in value.items() for m in misfit(v, args[1], f"{where}.{k}", module)]
+        return [f"{where}: expected a map"] if not isinstance(value, dict) else [m for k, v in value.items() for m in misfit(v, args[1], f"{where}.{k}")]
     if origin is typing.Literal:
         return [] if value in args else [f"{where}: {value!r} is none of {args}"]
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -115,10 +111,10 @@ def misfit(value, kind, where: str, module) -> list[str]:
         return [] if fits else [f"{where}: expected {kind.__name__}, got {value!r}"]
     if not isinstance(value, dict):
         return [f"{where}: expected {kind.__name__}, got {value!r}"]
-    home, names = importlib.import_module(kind.__module__), wire_names(kind)
-    hints = kind.__annotations__
+    names, hints = wire_names(kind), typing.get_type_hints(kind)
     unknown = [f"{where}.{k}: {kind.__name__} has no such field" for k in value if k not in names]
-    return unknown + [m for k, v in value.items() if k in names for m in misfit(v, hints[names[k]], f"{where}.{k}", home)]
+    missing = [f"{where}.{k}: missing" for k, attribute in names.items() if k not in value and type(None) not in typing.get_args(hints[attribute])]
+    return unknown + missing + [m for k, v in value.items() if k in names for m in misfit(v, hints[names[k]], f"{where}.{k}")]
 
 
 def plugin(kind: str):
@@ -131,24 +127,24 @@ def test_a_dashboard_is_what_grafanas_schema_allows(uid):
     made = json.loads(json.dumps(BUILT[uid]))
     for note in made["annotations"]["list"]:
         assert note.pop("target")["fromAnnotations"]  # the schema calls it unfinished and knows only Grafana's own; InfluxDB's is another
-    wrong = misfit(made, grafana.Dashboard, "dashboard", grafana)
+    wrong = misfit(made, grafana.Dashboard, "dashboard")
     for panel in made["panels"]:
         module, where = plugin(panel["type"]), f"{panel['title']}"
-        wrong += misfit(panel["options"], module.Options, f"{where}.options", module)
+        wrong += misfit(panel["options"], module.Options, f"{where}.options")
         if hasattr(module, "FieldConfig"):
-            wrong += misfit(panel["fieldConfig"]["defaults"].get("custom", {}), module.FieldConfig, f"{where}.custom", module)
+            wrong += misfit(panel["fieldConfig"]["defaults"].get("custom", {}), module.FieldConfig, f"{where}.custom")
         for target in panel["targets"]:
             if target["datasource"]["type"] == "prometheus":
-                module = importlib.import_module("grafana_foundation_sdk.models.prometheus")
-                wrong += misfit(target, module.Dataquery, f"{where}.{target['refId']}", module)
+                wrong += misfit(target, prometheus.Dataquery, f"{where}.{target['refId']}")
     assert not wrong
 
 
 def test_the_check_of_the_schema_finds_what_is_wrong():
     made = json.loads(json.dumps(BUILT["predmaint-plant"]))
     made["panels"][0]["titel"], made["panels"][1]["gridPos"]["w"], made["refresh"], made["templating"]["list"][0]["refresh"] = "x", "wide", 5, 7
-    assert {m.partition(":")[0] for m in misfit(made, grafana.Dashboard, "d", grafana)} >= {"d.refresh", "d.templating.list[0].refresh"}
-    assert any("titel" in m for m in misfit(made, grafana.Dashboard, "d", grafana)) and any("gridPos.w" in m for m in misfit(made, grafana.Dashboard, "d", grafana))
+    del made["panels"][2]["type"]
+    found = {m.partition(":")[0] for m in misfit(made, grafana.Dashboard, "d")}
+    assert found == {"d.refresh", "d.templating.list[0].refresh", "d.panels[0].titel", "d.panels[1].gridPos.w", "d.panels[2].type"}
 
 
 def lost(made, again, where: str) -> list[str]:
