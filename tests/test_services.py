@@ -88,7 +88,8 @@ def test_new_records_are_taken_up_on_sighup_and_nothing_is_lost(site, running):
 def test_records_that_make_no_sense_are_refused_and_the_agent_goes_on(site, running):
     _, agent, client = running
     good = (site.folder / "assets.yaml").read_text()
-    for wrong, says in (("assets: 5\n", "expected `assets:` and a list"), (good.replace("rms.json", "nothing.json"), "nothing.json")):
+    for wrong, says in (("assets: 5\n", "expected `assets:` and a list"), (good.replace("rms.json", "nothing.json"), "nothing.json"),
+                        (good.replace("path:", "machine_class: III\n  path:", 1), "machine class 'III' is none of")):
         (site.folder / "assets.yaml").write_text(wrong)
         reload(site, agent)
         assert says in site.log() and "it goes on as it was" in site.log()

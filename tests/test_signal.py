@@ -208,6 +208,8 @@ def test_velocity_counts_from_10_to_1000_hz_and_wants_a_second():
     t = np.arange(60_000) / 20_000
     g = sum(mm_s * np.sqrt(2) * 2 * np.pi * hz / 9806.65 * np.sin(2 * np.pi * hz * t) for mm_s, hz in ((3, 25), (4, 400), (50, 3), (9, 2500)))
     assert velocity_rms_mm_s(np.stack([g, 2 * g]), 20_000) == pytest.approx([5, 10], rel=0.01)
+    as_sent = (g + 1).astype(np.float32)  # with gravity
+    assert velocity_rms_mm_s(as_sent, 20_000) == pytest.approx(velocity_rms_mm_s(g, 20_000), rel=1e-5)
     with pytest.raises(NotEnoughData, match="at least 1 s"):
         velocity_rms_mm_s(g[:19_999], 20_000)
 
