@@ -19,11 +19,12 @@ from .panels import (ACT, GOOD, LEVELS, LINE, PROMETHEUS, QUIET, SEVERITY, FINE,
 
 # %% ../nbs/dashboards.ipynb #dsh41
 _TAGS = ", ".join(f'"{v}"' for v in LEVELS)
-_SILENT = "time() - pdm_window_last_timestamp_seconds{%s} > bool (3 * pdm_window_hop_seconds{%s} + 300)"
+_NAME = r"^(?:[^\/]+\/){4}([^ ]*)(.*)$"  # of an asset's path the last part, and what stands behind it
 
 
 def _silent(some: str) -> str:
-    return _SILENT % (some, some)
+    "PromQL: 1 for a stream from which nothing comes any more. The same as the alert's."
+    return f"time() - pdm_window_last_timestamp_seconds{{{some}}} > bool (3 * pdm_window_hop_seconds{{{some}}} + 300)"
 
 
 def plant() -> dict[str, Any]:
@@ -75,8 +76,8 @@ def asset() -> dict[str, Any]:
          number("Score / threshold", "Of its worst stream, now. Above 1 a window counts towards an alarm.", prom(f"max(pdm_score{{{one}}} / pdm_score_threshold{{{one}}})", now=True), steps=[(1, ACT)], decimals=2,
                 nothing="no window yet"),
          number("Zone", "Of ISO 20816, by its worst channel, in the latest window.", newest("iso_zone"), states=ZONE, nothing="class or velocity unknown"),
-         number("Diagnosis", "The fault that was named last in this time.", influx(f'SELECT last("fault") FROM "event" WHERE {where(LEVELS)} AND "kind" = \'diagnosed\''), size=(6, 4),
-                nothing="none in this time", text=True)],
+         number("Diagnosis", "The fault that was named last in this time.", influx(f'SELECT last("fault") FROM "event" WHERE {where(LEVELS)} AND "kind" = \'diagnosed\''), nothing="none in this time",
+                text=True)],
         [number("Velocity", "RMS from 10 to 1000 Hz of its worst channel, in the latest window.", newest("velocity_mm_s"), "suffix: mm/s", decimals=2, nothing="not to be had"),
          number("Temperature", "Of its hottest channel, in the latest window.", newest("temperature_c"), "celsius", decimals=1, nothing="not measured"),
          number("Speed", "As it came with the latest window.", newest("condition_speed_rpm"), "rotrpm", decimals=0, nothing="not known"),
@@ -120,14 +121,14 @@ def model() -> dict[str, Any]:
          number("Promised at most", "False alarms that the promise allows for the time that the machines ran.", prom(promised, now=True), decimals=1, nothing="no agent seen"),
          number("Promise refuted", "Assets that have more false alarms than chance explains.", prom(f"sum(pdm_loop_promise_refuted{{{some}}})", now=True), steps=[(1, ACT)], nothing="the loop is not watched here"),
          number("Promise supported", "Share of streams whose promise holds for the newest window.", prom(f"avg(pdm_promise_supported{{{some}}})", now=True), "percentunit", decimals=0, nothing="no agent seen")],
-        [rows("Versions", "1: its verdicts count, 0: it scores beside.", [prom("max by (name, digest) (pdm_model_version)", now=True)],
+        [rows("Versions", "Whose verdicts count, and who scores beside.", [prom("max by (name, digest) (pdm_model_version)", now=True)],
               {"name": "type of asset", "digest": "bundle", "Value": ("role", state_cells({0: ("beside", QUIET), 1: ("judges", GOOD)}))}, (12, 7), nothing="no agent seen"),
          rows("Rollouts", "Where each bundle that was ever desired here stands.", [prom("max by (name, digest, state) (pdm_rollout_candidate)", now=True)],
               {"name": "type of asset", "digest": "bundle", "state": "state"}, (12, 7), nothing="nothing was deployed yet")],
         [lines("Agreement with the version beside", "Share of windows that both versions judge alike.", [prom("pdm_shadow_agreement_ratio", "{{name}}")], "percentunit", nothing="no version beside"),
          lines("Windows compared", "How many windows both versions have judged.", [prom("pdm_shadow_windows", "{{name}}")], "short", nothing="no version beside")],
         [lines("Drift, by cause", "Probability that the loop's last evaluation gave to what it sees, per asset.", [prom(f"pdm_loop_drift{{{some}}}", "{{asset}} {{cause}}")], "percentunit", size=(24, 8),
-               strip="^(?:[^\\/]+/){4}([^ ]*)(.*)$", nothing="the loop is not watched here")],
+               strip=_NAME, nothing="the loop is not watched here")],
         [lines("Reference moved by", "How far monitors have moved what they call normal; 1 dB is the budget.",
                [influx(f'SELECT mean("offset_db") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), "asset", "stream" fill(none)', "$tag_asset $tag_stream")], "dB", least=None),
          lines("Outside of what was learnt", "Share of windows under conditions that the model has not seen.",
@@ -160,10 +161,10 @@ def site() -> dict[str, Any]:
         [number("Journal", "How full it is. When it is, senders have to wait.", prom(f"max(pdm_journal_bytes{{{here}}} / pdm_journal_limit_bytes{{{here}}})", now=True), "percentunit", full, decimals=1, nothing="no agent seen"),
          number("Disk", "The fullest one.", prom(f"max({disk})", now=True), "percentunit", full, decimals=0, nothing="no node exporter"),
          number("Board", "The hottest place that the board measures.", prom(f"max({' or '.join(boards)})", now=True), "celsius", [(75, WATCH), (90, ACT)], decimals=0, nothing="the board does not say"),
-         number("Updater", "Whether it can read what is desired, and whom to trust.", prom(f"1 - max(pdm_updater_trouble{{{here}}})", now=True), states=FINE, nothing="no updater seen")],
+         number("Updater has what it needs", "Whether it can read what is desired, and whom to trust.", prom(f"1 - max(pdm_updater_trouble{{{here}}})", now=True), states=FINE, nothing="no updater seen")],
         [band("Parts that answer", "Each part of the site, as Prometheus finds it.", prom(f"min by (job) (up{{{here}}})", "{{job}}"), {0: ("down", ACT), 1: ("up", GOOD)}, (24, 8), "nothing is scraped")],
         [lines("Age of the newest window", "Of each asset's stream.", [prom(f"max by (asset, stream) (time() - pdm_window_last_timestamp_seconds{{{here}}})", "{{asset}} {{stream}}")], "s",
-               strip=r"^(?:[^\/]+\/){4}([^ ]*)(.*)$", nothing="no agent seen"),
+               strip=_NAME, nothing="no agent seen"),
          lines("Sinks behind by", "Records in the journal that a destination does not have yet.", [prom(f"max by (sink) (pdm_sink_lag_rows{{{here}}})", "{{sink}}")], "short", nothing="no sinks seen")],
         [lines("Windows", "By what became of them.", [prom(f"sum by (result) (rate(pdm_windows_total{{{here}}}[$__rate_interval]))", "{{result}}")], "wps", nothing="no agent seen"),
          lines("Dead letters", "Messages that the agent refused, and records that a store refused.",
@@ -172,7 +173,7 @@ def site() -> dict[str, Any]:
         [band("Fallback engaged", "While it is, a model is scored in the agent instead of by Triton.", prom(f"max by (model) (pdm_engine_fallback{{{here}}})", "{{model}}"), {0: ("no", GOOD), 1: ("yes", ACT)}, (12, 6),
               "models run in process"),
          band("Sinks that write", "Whether each destination took the last write.", prom(f"min by (sink) (pdm_sink_up{{{here}}})", "{{sink}}"), FINE, (12, 6), "no sinks seen")],
-        [lines("Journal", "Its size on disk; dashed: the most that it may take.", [prom(f"max by (instance) (pdm_journal_bytes{{{here}}})", "journal"), prom(f"max by (instance) (pdm_journal_limit_bytes{{{here}}})", "limit")],
+        [lines("Journal on disk", "Its size on disk; dashed: the most that it may take.", [prom(f"max by (instance) (pdm_journal_bytes{{{here}}})", "journal"), prom(f"max by (instance) (pdm_journal_limit_bytes{{{here}}})", "limit")],
                "bytes", dashed="^limit$", nothing="no agent seen"),
          lines("Commits that failed", "Transactions that were tried again: a disk that is full or slow.", [prom(f"sum by (instance) (increase(pdm_commit_failures_total{{{here}}}[$__rate_interval]))", "{{instance}}")], "short",
                nothing="no agent seen")],

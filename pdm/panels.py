@@ -102,17 +102,17 @@ def _step(name: str, options: dict[str, Any]) -> dashboard.DataTransformerConfig
     return dashboard.DataTransformerConfig(id_val=name, options=options)
 
 
-def _panel(kind: Kind, title: str, about: str, queries: Sequence[Query], size: tuple[int, int], nothing: str, source: dashboard.DataSourceRef | None = None) -> Any:
+def _panel(kind: Kind, title: str, about: str, queries: Sequence[Query], size: tuple[int, int], nothing: str) -> Any:
     "What all panels have. The data source is that of its queries."
     panel: Any = kind
     panel.title(title).description(about).span(size[0]).height(size[1]).no_value(nothing)
     uids = {_source(q).uid for q in queries}
-    panel.datasource(source or (_source(queries[0]) if len(uids) == 1 else MIXED))
-    for ref, q in zip("ABCDEFGH", queries, strict=False):
+    panel.datasource(_source(queries[0]) if len(uids) == 1 else MIXED)
+    for k, q in enumerate(queries):
         if isinstance(q, _Raw):
-            q.data["refId"] = ref
+            q.data["refId"] = chr(ord("A") + k)
         else:
-            q.ref_id(ref)
+            q.ref_id(chr(ord("A") + k))
         panel.with_target(q)
     return panel
 
@@ -135,7 +135,7 @@ def number(
 ) -> stat.Panel:
     "One number, large."
     reduce = parts.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields("/^(?!Time$).*/" if text else "")
-    panel = _panel(stat.Panel(), title, about, [query], size, nothing).unit(unit).thresholds(_limits(steps, LINE if text else GOOD)).reduce_options(reduce)
+    panel = _panel(stat.Panel(), title, about, [query], size, nothing).unit(unit).thresholds(_limits(steps)).reduce_options(reduce)
     panel.color_mode(common.BigValueColorMode.BACKGROUND_SOLID if states or steps else common.BigValueColorMode.NONE)
     panel.graph_mode(common.BigValueGraphMode.NONE).text_mode(common.BigValueTextMode.VALUE)
     if states:
@@ -164,8 +164,8 @@ def lines(
     if strip:
         panel.with_transformation(_step("renameByRegex", {"regex": f"/{strip}/", "renamePattern": "$1$2"}))
     if dashed:
-        panel.override_by_regexp(f"/{dashed}/", [dashboard.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}), dashboard.DynamicConfigValue("custom.lineWidth", 1),
-                                          dashboard.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": ACT}), dashboard.DynamicConfigValue("custom.showPoints", "never")])
+        look = {"custom.lineStyle": {"fill": "dash", "dash": [8, 6]}, "custom.lineWidth": 1, "custom.showPoints": "never", "color": {"mode": "fixed", "fixedColor": ACT}}
+        panel.override_by_regexp(f"/{dashed}/", [dashboard.DynamicConfigValue(k, v) for k, v in look.items()])
     return panel
 
 
@@ -214,7 +214,11 @@ def state_cells(states: States) -> dict[str, Any]:
     return {"mappings": [_mapping(states).to_json()], "custom.cellOptions": {"type": "color-background", "mode": "basic"}, "custom.align": "center"}
 
 
-def number_cells(unit: str, *steps: tuple[float, str], decimals: int = 1) -> dict[str, Any]:
+def number_cells(
+    unit: str,
+    *steps: tuple[float, str],  # from these values on in these colours
+    decimals: int = 1,
+) -> dict[str, Any]:
     "Properties of a column of numbers, coloured from these values on."
     return {"unit": unit, "decimals": decimals, "custom.cellOptions": {"type": "color-text"}, "thresholds": _limits(steps, "text").build().to_json()}
 
@@ -240,7 +244,12 @@ def variables(
     return found
 
 
-def events_of(name: str, color: str, kinds: str, text: str) -> dict[str, Any]:
+def events_of(
+    name: str,   # under which they can be switched off
+    color: str,
+    kinds: str,  # regular expression
+    text: str,   # the column that says what happened
+) -> dict[str, Any]:
     "Events of the chosen asset, over every picture."
     query = f'SELECT "kind", "fault", "stream", "details" FROM "event" WHERE {where(LEVELS)} AND "kind" =~ /^({kinds})$/'
     target = {"refId": "Anno", "query": query, "rawQuery": True, "fromAnnotations": True, "textEditor": True, "name": name, "textColumn": text, "tagsColumn": "stream"}

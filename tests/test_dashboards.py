@@ -46,6 +46,7 @@ from pdm.model.bundle import CalibrationRecord, Contract, write_bundle
 from pdm.panels import LEVELS, TITLES
 from pdm.process import Child, free_port
 from pdm.serve.server import find_environment
+from pdm.signal.indicators import ISO_LIMITS_MM_S
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.page import Page
 from pdm.stream.sensor_client import SensorClient
@@ -470,3 +471,13 @@ def test_the_plants_table_joins_both_sources_and_has_the_worn_pump_on_top(plant)
     assert set(worn) == {"Value #A", "Value #B", "Value #C", "Value #D", "Value #E", "velocity", "zone", "temperature"}
     assert worn["Value #A"] == 1 and worn["Value #B"] > well["Value #B"] == 0 and worn["Value #C"] > 1 > well["Value #C"]
     assert worn["velocity"] > well["velocity"] > 0 and 10 < worn["temperature"] < 100 and worn["Value #D"] < 600
+
+
+def test_zones_are_held_against_the_limits_of_the_machines_class(plant):
+    found = {(r["metric"]["asset"], r["metric"]["boundary"]): float(r["value"][1]) for r in plant.prometheus("pdm_iso_limit_mm_s")}
+    assert found == {(PATHS[p], b): limit for p in ("pump-1", "pump-2") for b, limit in zip(("A/B", "B/C", "C/D"), ISO_LIMITS_MM_S["group2_rigid"], strict=True)}
+    (series,) = plant.influxql("SELECT velocity_mm_s, velocity_mm_s_h, velocity_mm_s_v, iso_zone FROM health WHERE asset = 'pump-2' AND stream = 'vibration'")
+    v = np.array([row[1:] for row in series["values"]], float)
+    np.testing.assert_array_equal(v[:, 0], v[:, 1:3].max(1))
+    np.testing.assert_array_equal(v[:, 3], np.searchsorted(ISO_LIMITS_MM_S["group2_rigid"], v[:, 0]))
+    assert len(set(v[:, 3])) > 1, "it wears from one zone into the next"
