@@ -1,0 +1,312 @@
+"""The installer of a site, run for real on a Debian made by mmdebstrap: what needs a board or systemd is stood in for by name (bootstrap_stand_ins.py)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from bootstrap_stand_ins import FRESH, K3S, write
+from servers import need
+
+from pdm.process import find_program
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOTSTRAP = ROOT / "edge/bootstrap"
+BASE, BASE_TAR = "localhost/predmaint-base-python", ROOT / "build/base-bookworm.tar"
+VERSION = "v0.0.0+k3s1"
+SITE = f"K3S_VERSION={VERSION}\nADMIN_NETWORKS=10.20.0.0/24 fd00:20::/64\nSENSOR_NETWORKS=10.30.0.0/24\nNTP_SERVERS=10.20.0.1\nMIN_MEMORY_MB=100\n"
+
+# what stands in a tree: kind, mode, and contents of what is small; not what lives in memory, nor the log
+TREE = """
+import hashlib, json, os, stat, sys
+found = {}
+for top, folders, files in os.walk("/"):
+    folders[:] = [f for f in folders if os.path.join(top, f) not in {"/proc", "/sys", "/dev", "/run", "/tmp", "/out", "/stand-in", "/site", "/var/log"}]
+    for name in folders + files:
+        path = os.path.join(top, name)
+        s = os.lstat(path)
+        what = os.readlink(path) if stat.S_ISLNK(s.st_mode) else ""
+        if stat.S_ISREG(s.st_mode):
+            what = hashlib.sha256(open(path, "rb").read()).hexdigest() if s.st_size < 300_000 else f"{s.st_size} {s.st_mtime_ns}"
+        found[path] = [oct(s.st_mode), what]
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+
+def run(*command, **given) -> subprocess.CompletedProcess:
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=ROOT, **given)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def containers(tmp_path_factory):
+    "Podman with the limits and the runtime that a container within a container can have, for this module alone."
+    file = tmp_path_factory.mktemp("podman") / "containers.conf"
+    file.write_text('[containers]\ndefault_ulimits=["nofile=8192:8192","nproc=4000:4000"]\n[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n')
+    before, os.environ["CONTAINERS_CONF"] = os.environ.get("CONTAINERS_CONF"), str(file)
+    yield
+    os.environ.pop("CONTAINERS_CONF") if before is None else os.environ.update(CONTAINERS_CONF=before)
+
+
+@pytest.fixture(scope="module")
+def base(containers):
+    "A Debian in podman, made once and kept in build/."
+    need("podman runc mmdebstrap", "podman", "runc")
+    if os.geteuid():
+        pytest.skip("only root can hold the installer in a container")
+    if run("podman", "image", "exists", BASE).returncode:
+        if not BASE_TAR.exists():
+            need("mmdebstrap", "mmdebstrap")
+            BASE_TAR.parent.mkdir(exist_ok=True)
+            made = run("mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", f"{BASE_TAR}.part")
+            if made.returncode:
+                pytest.skip(f"mmdebstrap can't make a Debian here: {made.stderr.strip()[-200:]}")
+            Path(f"{BASE_TAR}.part").rename(BASE_TAR)
+        assert run("podman", "import", BASE_TAR, BASE).returncode == 0
+    if run("podman", "run", "--rm", "--network=none", BASE, "true").returncode:
+        pytest.skip("podman can't run a container here")
+    return BASE
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    "Where K3s' releases are: one release, whose program is a stand-in."
+    top = tmp_path_factory.mktemp("releases")
+    folder = top / VERSION
+    folder.mkdir()
+    for program, images, arch in (("k3s-arm64", "k3s-airgap-images-arm64.tar.zst", "arm64"), ("k3s", "k3s-airgap-images-amd64.tar.zst", "amd64")):
+        (folder / program).write_text(K3S)
+        (folder / images).write_bytes(os.urandom(1000))
+        (folder / f"sha256sum-{arch}.txt").write_text(sums(folder, program, images))
+    return top
+
+
+def sums(folder: Path, *names: str) -> str:
+    return subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def prepare(release: Path, out: Path, *words, installer: Path = BOOTSTRAP) -> subprocess.CompletedProcess:
+    return run(installer / "prepare-bundle.sh", "--out", out, "--k3s", VERSION, "--releases", release.as_uri(), *words)
+
+
+@pytest.fixture(scope="module")
+def bundle(release, tmp_path_factory):
+    need("curl", "curl")
+    out = tmp_path_factory.mktemp("bundles") / "bundle"
+    done = prepare(release, out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+class Machine:
+    "A fresh machine for each script: what it said, its exit codes, and its tree wherever the script says `tree NAME`."
+
+    def __init__(self, base: str, folder: Path):
+        self.base, self.folder = base, folder
+        write(folder / "stand-in")
+        for name in ("out", "modules", "cgroup"):
+            (folder / name).mkdir()
+        (folder / "cgroup/cgroup.controllers").touch()
+        (folder / "tree.py").write_text(TREE)
+
+    def run(self, script: str, bundle: Path | None = None, site: str = SITE, fresh: str = FRESH) -> list[tuple[int, str]]:
+        "Runs a script in which `install WORDS` is the installer; gives back exit code and words of each."
+        f = self.folder
+        (f / "site.env").write_text(site)
+        text = (f'export PATH=/stand-in:$PATH; n=0; tree() {{ python3 /site/tree.py "/out/$1.json"; }}\n'
+                'install() { n=$((n + 1)); /opt/bootstrap/install.sh --env /site/site.env "$@" >/out/said.$n 2>&1; echo $? >/out/code.$n; }\n'
+                f"{fresh}\n{script}\n")
+        (f / "script").write_text(text.replace("/opt/bootstrap", "/stick/installer" if bundle else "/opt/bootstrap"))
+        volumes = [f"{f}/stand-in:/stand-in:ro", f"{f}/out:/out", f"{f}/modules:/sys/module", f"{f}/cgroup:/sys/fs/cgroup:ro", f"{f}:/site:ro",
+                   f"{BOOTSTRAP}:/opt/bootstrap:ro", *([f"{bundle}:/stick"] if bundle else [])]
+        done = run("podman", "run", "--rm", "--network=none", "--cap-add=sys_admin", *(f"--volume={v}" for v in volumes), self.base, "bash", "-e", "/site/script")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [(int((f / f"out/code.{i}").read_text()), (f / f"out/said.{i}").read_text()) for i in range(1, len(list(f.glob("out/code.*"))) + 1)]
+
+    def tree(self, name: str) -> dict[str, list[str]]:
+        return json.loads((self.folder / f"out/{name}.json").read_text())
+
+    def changed(self, before: str, after: str) -> set[str]:
+        a, b = self.tree(before), self.tree(after)
+        return {path for path in a.keys() | b.keys() if a.get(path) != b.get(path)}
+
+
+@pytest.fixture
+def machine(base, tmp_path):
+    return Machine(base, tmp_path)
+
+
+def test_the_scripts_are_clean_by_shellcheck():
+    (shellcheck,) = need("shellcheck", "shellcheck")
+    done = run(shellcheck, "-x", *sorted(BOOTSTRAP.glob("*.sh")), *sorted(BOOTSTRAP.glob("files/*.sh")))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_check_of_a_fresh_board_says_what_is_missing_and_changes_nothing(machine, bundle):
+    ((code, said),) = machine.run("tree before; install --check --offline /stick; tree after", bundle)
+    assert code == 3 and not machine.changed("before", "after")
+    missing = [line.removeprefix("missing  ") for line in said.splitlines() if line.startswith("missing")]
+    for what in ("a place for data: /dev/nvme0n1: /dev/nvme0n1 is blank: give --format-nvme", "power mode 25W", "the folder /var/lib/predmaint",
+                 "a service that keeps the time", "kernel parameters", "the firewall: 8883 for 10.30.0.0/24", "the container runtime in CSV mode",
+                 f"K3s {VERSION}", "K3s runs", "the node is ready"):
+        assert any(line.startswith(what) for line in missing), f"{what}\n{said}"
+    assert "ok       JetPack 6.2: L4T 36.4.3" in said
+
+
+def test_a_dry_run_prints_its_commands_and_changes_nothing(machine, bundle):
+    ((code, said),) = machine.run("tree before; install --dry-run --offline /stick --format-nvme; tree after", bundle)
+    assert code == 0 and not machine.changed("before", "after")
+    for command in ("mkfs.ext4 -q -L predmaint -m 1 /dev/nvme0n1", "mount /var/lib/predmaint", "nvpmodel -m 1", "systemctl restart predmaint-firewall.service",
+                    "install -D -m 755 /stick/k3s/k3s-arm64 /usr/local/bin/k3s", "nvidia-ctk cdi generate --mode=csv --output=/etc/cdi/nvidia.yaml"):
+        assert f"         {command}\n" in said, f"{command}\n{said}"
+
+
+def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall_gives_the_machine_back(machine, bundle):
+    first, second, check, off, purge = machine.run("""
+        tree fresh
+        install --offline /stick --format-nvme; tree first
+        install --offline /stick; tree second
+        install --check --offline /stick
+        cp -r /etc/predmaint /etc/fstab /etc/rancher/k3s /out; nvpmodel -q >/out/power
+        install uninstall; tree kept
+        install uninstall --purge-data; tree gone""", bundle)
+    assert first[0] == 0, first[1]
+    assert second[0] == 0 and "doing" not in second[1] and not machine.changed("first", "second"), second[1]
+    assert check[0] == 0 and "all is as it should be" in check[1] and "missing" not in check[1], check[1]
+
+    tree, out = machine.tree("first"), machine.folder / "out"
+    assert tree["/usr/local/bin/k3s"][0] == "0o100755" and tree["/etc/rancher/k3s/config.yaml"][0] == "0o100600"
+    assert "/var/lib/predmaint/k3s/agent/images/k3s-airgap-images-arm64.tar.zst" in tree and tree["/usr/local/bin/kubectl"][1] == "k3s"
+    assert (out / "fstab").read_text().startswith("UUID=3e9f3cba-0000-4000-8000-5f0e6a3b7c1d /var/lib/predmaint ext4 ")
+    assert "disable: [traefik, metrics-server]" in (out / "k3s/config.yaml.d/site.yaml").read_text() and "25W" in (out / "power").read_text()
+    assert "-s fd00:20::/64 -p tcp --dport 6443" in (out / "predmaint/firewall.v6").read_text()
+    assert "10." not in (out / "predmaint/firewall.v6").read_text()
+
+    assert off[0] == 0 and purge[0] == 0, off[1] + purge[1]
+    kept = machine.changed("fresh", "kept")
+    assert {path for path in kept if not path.startswith("/var/lib/predmaint")} == {"/etc/fstab"}, kept
+    assert not machine.changed("fresh", "gone")
+
+
+def test_a_kernel_without_nft_compat_gets_legacy_iptables_and_back(machine, bundle):
+    first, _ = machine.run("touch /run/stand-in/no-nft-compat; install --offline /stick --format-nvme; ls /run/stand-in >/out/during; install uninstall; "
+                           "ls /run/stand-in >/out/after", bundle)
+    assert first[0] == 0, first[1]
+    assert "iptables-legacy" in (machine.folder / "out/during").read_text() and "iptables-legacy" not in (machine.folder / "out/after").read_text()
+
+
+def test_a_damaged_bundle_is_refused_before_anything_is_changed(machine, bundle, tmp_path):
+    for name in ("damaged", "more", "less"):
+        shutil.copytree(bundle, tmp_path / name)
+    (tmp_path / "damaged/k3s/k3s-arm64").write_text(K3S + "curl evil\n")
+    (tmp_path / "more/images/stowaway.tar").write_bytes(b"x")
+    (tmp_path / "less/k3s/k3s-airgap-images-arm64.tar.zst").unlink()
+    said = machine.run("tree before; for b in damaged more less; do install --offline /site/$b --format-nvme; done; install --offline /stick --format-nvme --sha256 "
+                       f"{'0' * 64}; tree after", bundle)
+    assert [code for code, _ in said] == [3] * 4 and not machine.changed("before", "after")
+    assert "k3s-arm64: FAILED" in said[0][1] and "nothing was changed" in said[0][1] and "> ./images/stowaway.tar" in said[1][1]
+    assert "k3s-airgap-images-arm64.tar.zst: FAILED open or read" in said[2][1] and "this is another bundle" in said[3][1]
+
+
+@pytest.mark.parametrize(("change", "site", "told"), [
+    ("echo '# R35 (release), REVISION: 4.1, GCID: 1' >/etc/nv_tegra_release", "", "JetPack 6.2: L4T 35.4.1: L4T 36.4 or a later 36 is wanted"),
+    ("echo '# R36 (release), REVISION: 3.0, GCID: 1' >/etc/nv_tegra_release", "", "JetPack 6.2: L4T 36.3.0: L4T 36.4 or a later 36 is wanted"),
+    ("", "MIN_DISK_GB=1000", "1000 GB for data: 500 GB are free on /dev/nvme0n1: a larger drive"),
+    ("", "MIN_MEMORY_MB=99000000", "99000000 MB of memory: "),
+    ("rm /dev/nvme0n1", "", "a place for data: there is no NVMe drive: fit one, or write DATA_DEVICE=none"),
+    ("printf 'TYPE=ntfs\\nLABEL=holiday\\n' >/run/stand-in/filesystem", "", "/dev/nvme0n1 holds something (TYPE=ntfs LABEL=holiday), and is not touched"),
+    ("echo nvme0n1p1 >/run/stand-in/partitions", "", "/dev/nvme0n1 holds something (partitions), and is not touched"),
+    ("", "DATA_DEVICE=/dev/sdz9", "/dev/sdz9 does not exist: look with lsblk"),
+    ("", "POWER_MODE=7W", "the power mode 7W: this board knows 15W 25W MAXN_SUPER"),
+    ("", "SENSOR_NETWORKS=everywhere", "write SENSOR_NETWORKS into site.env"),
+    ("echo '0 0 10.20.0.5:22 192.168.7.9:50123' >/run/stand-in/ssh", "", "192.168.7.9 is not all in ADMIN_NETWORKS"),
+    ("export SSH_CONNECTION='fe80::1 5000 fe80::2 22'", "", "fe80::1 is not all in ADMIN_NETWORKS"),
+], ids=["jetpack5", "jetpack6.0", "disk", "memory", "no-nvme", "foreign-filesystem", "partitions", "device", "power", "networks", "ssh", "ssh6"])
+def test_what_is_missing_is_said_plainly_before_anything_is_changed(machine, bundle, change, site, told):
+    ((code, said),) = machine.run(f"{change}\ntree before; install --offline /stick --format-nvme; tree after", bundle, SITE + site)
+    assert code == 2 and told in said and "nothing was changed" in said, said
+    assert not machine.changed("before", "after")
+
+
+def test_a_machine_without_a_gpu_is_a_site_too(machine, release, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert prepare(release, bundle, "--arch", "amd64").returncode == 0
+    first, second = machine.run("rm -rf /etc/nv* /dev/nvme0n1; export STAND_IN_ARCH=x86_64; install --offline /stick; install --check --offline /stick; ls /etc >/out/etc",
+                                bundle, SITE + "MIN_DISK_GB=1\n")
+    assert first[0] == 0 and second[0] == 0 and "profile cpu" in first[1], first[1] + second[1]
+    assert "nvidia" not in first[1] and "cdi" not in (machine.folder / "out/etc").read_text()
+
+
+@pytest.mark.parametrize(("words", "site", "code", "told"), [
+    ("--chekc", "", 1, "--chekc is not known"), ("--check uninstall", "", 1, "one of them"), ("--purge-data", "", 1, "belongs to uninstall"),
+    ("--check", "SENSOR_NETWORK=10.0.0.0/8", 1, "line 6: 'SENSOR_NETWORK=10.0.0.0/8' is no setting"), ("--check", "K3S_DISABLE=servicelb", 1, "sensors do not reach the broker"),
+    ("--check", "K3S_VERSION=v9.9.9+k3s1", 3, "k3s.sha256 has none: prepare-bundle.sh --record"), ("--offline /site", "", 1, "/site is no bundle"),
+    ("--check", "PROFILE=jetsn", 1, "jetson, cpu or auto is expected")])
+def test_a_wrong_word_or_setting_is_named(machine, words, site, code, told):
+    ((ended, said),) = machine.run(f"install {words}", site=SITE + site)
+    assert ended == code and told in said, said
+
+
+# the bundle
+
+
+def test_a_bundle_holds_what_the_release_vouches_for(release, bundle, tmp_path):
+    done = prepare(release, tmp_path / "again")
+    assert "is not in k3s.sha256; only the release's own list vouches for it" in done.stdout
+    assert done.stdout.split()[-1] == run("sha256sum", tmp_path / "again/SHA256SUMS").stdout.split()[0]
+    assert (bundle / "VERSION").read_text() == f"K3s {VERSION} arm64\n" and (bundle / "installer/install.sh").exists()
+
+    other = shutil.copytree(release, tmp_path / "other")
+    (other / VERSION / "k3s-arm64").write_text("#!/bin/sh\nevil\n")
+    refused = prepare(other, tmp_path / "refused")
+    assert refused.returncode == 3 and "k3s-arm64 is not what the release's own list says" in refused.stderr and not (tmp_path / "refused").exists()
+
+
+def test_a_release_that_changed_under_its_name_is_refused(release, tmp_path):
+    installer, other = shutil.copytree(BOOTSTRAP, tmp_path / "installer"), shutil.copytree(release, tmp_path / "other")
+    assert prepare(release, tmp_path / "one", "--record", installer=installer).returncode == 0
+    assert f"  {VERSION}/k3s-arm64\n" in (installer / "k3s.sha256").read_text()
+    (other / VERSION / "k3s-arm64").write_text("#!/bin/sh\nevil\n")
+    (other / VERSION / "sha256sum-arm64.txt").write_text(sums(other / VERSION, "k3s-arm64", "k3s-airgap-images-arm64.tar.zst"))
+    refused = prepare(other, tmp_path / "two", installer=installer)
+    assert refused.returncode == 3 and "and k3s.sha256 says" in refused.stderr
+    assert prepare(release, tmp_path / "three", installer=installer).returncode == 0
+
+
+def test_a_bundle_carries_the_images_of_its_manifests(release, base, tmp_path):
+    need("kubectl", "kubectl")
+    (tmp_path / "file").write_text("x")
+    run("tar", "-cf", tmp_path / "image.tar", "-C", tmp_path, "file")
+    name = "localhost/predmaint-bundle-test"
+    assert run("podman", "import", tmp_path / "image.tar", f"{name}:1").returncode == 0
+    try:
+        digest = json.loads(run("podman", "image", "inspect", f"{name}:1").stdout)[0]["Digest"]
+        overlay = tmp_path / "overlay"
+        overlay.mkdir()
+        (overlay / "kustomization.yaml").write_text("resources: [pod.yaml]\n")
+        (overlay / "pod.yaml").write_text(f"apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec:\n  containers:\n  - {{name: a, image: {name}:1@{digest}}}\n")
+        done = prepare(release, tmp_path / "bundle", "--overlay", overlay, "--arch", "amd64")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"image: {name}:1\n" in (tmp_path / "bundle/manifests/site.yaml").read_text()
+        index = subprocess.run(["tar", "-xOf", tmp_path / "bundle/images" / f"{name.replace('/', '_')}_1.tar", "index.json"], capture_output=True, check=True).stdout
+        assert json.loads(index)["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"] == f"{name}:1"
+    finally:
+        run("podman", "rmi", "--force", f"{name}:1")
+
+
+# the firewall, in namespaces of the network: real packets
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces want root")
+def test_the_firewall_lets_in_who_may_and_cuts_nobody_who_is_in(machine, bundle, tmp_path):
+    need("iptables iproute2", "iptables", "ip6tables", "ip")
+    machine.run("install --offline /stick --format-nvme; cp -r /etc/predmaint /out", bundle)
+    done = subprocess.run([find_program("unshare"), "--net", "--mount", "--pid", "--fork", "--kill-child", sys.executable, Path(__file__).parent / "bootstrap_firewall.py",
+                           BOOTSTRAP / "files/firewall.sh", machine.folder / "out/predmaint"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["before"] == {who: [22, 6443, 8883, 9090] for who in ("admin", "sensor", "stranger")}
+    assert said["during"] == {"admin": [22, 6443], "sensor": [8883], "stranger": []}
+    assert said["twice"] == said["during"] and said["jumps"] == 1 and said["held"] and said["forwarded"] == {"sensor": True, "stranger": False}
+    assert said["after"] == said["before"]
