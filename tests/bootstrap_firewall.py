@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from socket import create_connection, create_server
+from socket import create_server, socket
 
 PORTS = [22, 6443, 8883, 9090]
 NEIGHBOURS = {"admin": "10.20.0", "sensor": "10.30.0", "stranger": "10.40.0", "pod": "10.42.0"}
@@ -38,9 +38,7 @@ def sh(*words: object) -> str:
     return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True).stdout
 
 
-def echo(port: int) -> None:
-    server = create_server(("0.0.0.0", port), backlog=50)
-
+def echo(server: socket) -> None:
     def serve(connection):
         while data := connection.recv(100):
             connection.sendall(data)
@@ -74,10 +72,9 @@ def main(script: Path, rules: Path) -> None:
             return {n: json.loads(sh(*inside(n, TRY, f"{NEIGHBOURS[n]}.1", *ports))) for n in ("admin", "sensor", "stranger")}
 
         for port in PORTS:
-            threading.Thread(target=echo, args=(port,), daemon=True).start()
-            create_connection(("127.0.0.1", port), timeout=5).close()
+            threading.Thread(target=echo, args=(create_server(("0.0.0.0", port), backlog=50),), daemon=True).start()
         said: dict[str, object] = {"before": reach(*PORTS)}
-        held = subprocess.Popen(inside("stranger", HOLD, "10.40.0.1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        held = subprocess.Popen(inside("admin", HOLD, "10.20.0.1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert held.stdout.readline() == "in\n"
         sh("bash", firewall, "start")
         said["during"] = reach(*PORTS)

@@ -48,10 +48,11 @@ esac""",
     "jetson_clocks": "exit 0",
     "nvidia-container-runtime": "exit 0",
     "nvidia-ctk": """
+last=${*: -1}
 case $* in
     --version) echo "NVIDIA Container Toolkit CLI version 1.17.7" ;;
-    config*mode=*) sed -i "s/^mode = .*/mode = \\"${*##*=}\\"/" /etc/nvidia-container-runtime/config.toml ;;
-    "cdi generate"*) echo "cdiVersion: 0.5.0" >"${*##*=}" ;;
+    config*mode=*) sed -i "s/^mode = .*/mode = \\"${last##*=}\\"/" /etc/nvidia-container-runtime/config.toml ;;
+    "cdi generate"*) echo "cdiVersion: 0.5.0" >"${last##*=}" ;;
 esac""",
 }
 

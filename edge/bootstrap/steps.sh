@@ -52,7 +52,7 @@ power() {
 
 on_it() { lsblk -nro MOUNTPOINTS "$1" | sed 's/\\x0a/\n/g' | grep -qx "$2"; }
 nvme_drives() { lsblk -dnro NAME,TYPE | awk '$1 ~ /^nvme/ && $2 == "disk" { print "/dev/" $1 }'; }
-field() { blkid -p -o export "$1" 2>/dev/null | sed -n "s/^$2=//p"; }
+field() { { blkid -p -o export "$1" 2>/dev/null || true; } | sed -n "s/^$2=//p"; }
 blank() { [[ -z $(blkid -p -o export "$1" 2>/dev/null) && $(lsblk -nro NAME "$1" | wc -l) == 1 ]]; }
 
 # The device for data into DEVICE, nothing for the system's own disk; else what is wrong with it into DEVICE_WRONG.
@@ -119,7 +119,7 @@ mount_data() {
     run mkdir -p "$DATA"
     run mount "$DATA"
 }
-is_folder() { [[ -d $1 ]]; }
+is_folder() { [[ -d $1 && $(stat -c %a "$1") == "$2" ]]; }
 make_folder() { run install -d -m "$2" "$1"; }
 
 data() {

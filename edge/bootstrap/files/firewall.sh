@@ -3,7 +3,7 @@
 #
 # They stand in mangle's PREROUTING, where a packet still has the port that its sender asked for. In filter's INPUT they would see nothing of the broker:
 # Kubernetes rewrites the addresses of its services before, and such packets are forwarded. A table is replaced as a whole, so that there is no moment
-# without rules, and who is connected stays so. iptables, since K3s needs it anyway: the kernel of JetPack 6 can't do all of nftables.
+# without rules. A session that begun before them goes on where its sender may come in (install.sh asks for that). iptables, since K3s needs it anyway: the kernel of JetPack 6 can't do all of nftables.
 set -euo pipefail
 
 for v in 4 6; do
