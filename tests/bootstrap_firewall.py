@@ -27,15 +27,22 @@ print(got)
 HOLD = """
 import socket, sys
 s = socket.create_connection((sys.argv[1], 22), timeout=2)
-s.sendall(b"a"); s.recv(1); print("in", flush=True)
+s.sendall(b"a"); s.recv(1); print("begun", flush=True)
 sys.stdin.readline()
 s.sendall(b"b"); print(s.recv(1) == b"b", flush=True)
 """
-LISTEN = "import socket\ns = socket.create_server(('0.0.0.0', 1883), backlog=50)\nprint(flush=True)\nwhile True: s.accept()"
+LISTEN = "import socket\ns = socket.create_server(('0.0.0.0', 1883), backlog=50)\nprint('begun', flush=True)\nwhile True: s.accept()"
 
 
 def sh(*words: object) -> str:
     return subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True).stdout
+
+
+def began(*words: object) -> subprocess.Popen[str]:
+    "A process that has said its first line."
+    child = subprocess.Popen([str(w) for w in words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline().strip() == "begun"
+    return child
 
 
 def echo(server: socket) -> None:
@@ -55,8 +62,7 @@ def main(script: Path, rules: Path) -> None:
         sh("ip", "link", "set", "lo", "up")
         for name, net in NEIGHBOURS.items():
             link = "cni0" if name == "pod" else name
-            child = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE)
-            child.stdout.readline()
+            child = began("unshare", "--net", "sh", "-c", "echo begun; exec sleep 600")
             children.append(child)
             pids[name] = child.pid
             sh("ip", "link", "add", link, "type", "veth", "peer", "name", f"to-{link}", "netns", child.pid)
@@ -74,8 +80,7 @@ def main(script: Path, rules: Path) -> None:
         for port in PORTS:
             threading.Thread(target=echo, args=(create_server(("0.0.0.0", port), backlog=50),), daemon=True).start()
         said: dict[str, object] = {"before": reach(*PORTS)}
-        held = subprocess.Popen(inside("admin", HOLD, "10.20.0.1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert held.stdout.readline() == "in\n"
+        held = began(*inside("admin", HOLD, "10.20.0.1"))
         sh("bash", firewall, "start")
         said["during"] = reach(*PORTS)
         said["held"] = held.communicate("\n", timeout=20)[0] == "True\n"
@@ -84,8 +89,7 @@ def main(script: Path, rules: Path) -> None:
         said["jumps"] = sh("iptables", "-t", "mangle", "-S", "PREROUTING").count("-j PREDMAINT")
 
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        pod = subprocess.Popen(inside("pod", LISTEN), stdout=subprocess.PIPE)
-        pod.stdout.readline()
+        pod = began(*inside("pod", LISTEN))
         sh("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "8883", "-j", "DNAT", "--to-destination", "10.42.0.5:1883")
         said["forwarded"] = {n: got == [8883] for n, got in reach(8883).items() if n != "admin"}
         sh("iptables", "-t", "nat", "-F")

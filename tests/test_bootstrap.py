@@ -11,8 +11,6 @@ import pytest
 from bootstrap_stand_ins import FRESH, K3S, write
 from servers import need
 
-from pdm.process import find_program
-
 ROOT = Path(__file__).resolve().parent.parent
 BOOTSTRAP = ROOT / "edge/bootstrap"
 BASE, BASE_TAR = "localhost/predmaint-base-python", ROOT / "build/base-bookworm.tar"
@@ -302,8 +300,8 @@ def test_a_bundle_carries_the_images_of_its_manifests(release, base, tmp_path):
 def test_the_firewall_lets_in_who_may_and_does_not_cut_their_sessions(machine, bundle, tmp_path):
     need("iptables iproute2", "iptables", "ip6tables", "ip")
     machine.run("install --offline /stick --format-nvme; cp -r /etc/predmaint /out", bundle)
-    done = subprocess.run([find_program("unshare"), "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", sys.executable, Path(__file__).parent / "bootstrap_firewall.py",
-                           BOOTSTRAP / "files/firewall.sh", machine.folder / "out/predmaint"], capture_output=True, text=True)
+    done = run("unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", sys.executable, Path(__file__).parent / "bootstrap_firewall.py",
+                           BOOTSTRAP / "files/firewall.sh", machine.folder / "out/predmaint")
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout)
     assert said["before"] == {who: [22, 6443, 8883, 9090] for who in ("admin", "sensor", "stranger")}

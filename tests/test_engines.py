@@ -364,12 +364,12 @@ def test_every_kind_builds_in_every_precision_that_its_network_has(kind, tmp_pat
 
 def test_verifying_a_device_runs_to_the_end_without_one(tmp_path):
     report = tmp_path / "report.json"
-    done = subprocess.run([sys.executable, BUILDER.parent.parent / "bootstrap/verify_device.py", "--module", RTX, "--out", report], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, BUILDER.parent.parent / "bootstrap/verify_device.py", "engines", "--module", RTX, "--out", report], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     results = {c["check"]: c for c in json.loads(report.read_text())["checks"]}
-    assert {n for n, c in results.items() if c["result"] == "pass"} == {
+    assert {n for n, c in results.items() if c["result"] == "ok"} == {
         "machine", "onnx runtime", "device", "too little memory", *(f"{p}: {n}" for p in ("fp32", "fp16", "int8") for n in ("build", "found again"))}
-    assert {c["reason"] for c in results.values() if c["result"] != "pass"} == {"no GPU", "no --engine-url"}
+    assert {c["reason"] for c in results.values() if c["result"] != "ok"} == {"no GPU", "no --engine-url"}
 
 
 # where the builder runs

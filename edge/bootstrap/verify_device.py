@@ -1,11 +1,14 @@
-"""Run on a device all that only a device can run, and write a report to send back.
+"""Look whether a site is as it should be, run on a device all that only a device can run, and write a report to send back.
 
-    python3 verify_device.py --out report.json
-    python3 verify_device.py --bundle DIR --engine-url grpc://127.0.0.1:8001 --repository /models --out report.json
+    python3 verify_device.py site --out report.json
+    python3 verify_device.py site --bundle DIR --asset acme/lyon/hall-2/line-1/test --broker 'mqtts://{mosquitto}?ca=ca.crt&cert=tls.crt&key=tls.key'
+    python3 verify_device.py engines --bundle DIR --engine-url grpc://127.0.0.1:8001 --repository /models
 
-It wants a Python with `predmaint[engine]`. The Python that has TensorRT may be another one (`--python /usr/bin/python3` on JetPack 6, where it
-is 3.10); to execute engines it needs polygraphy and numpy, and without them that is not run. Nothing on the machine is changed; engines are built
-in a folder that is gone afterwards. Without a GPU it runs to the end, too, and says what was not run. Exit code: 0, or 3 where a check failed.
+`site` looks at what runs (verify_site.py); `engines` builds and executes TensorRT engines, for which Triton had better be stopped on a board of 8 GB.
+Without a word it is both. It wants a Python with `predmaint[engine,mqtt]`. The Python that has TensorRT may be another one (`--python /usr/bin/python3`
+on JetPack 6, where it is 3.10); to execute engines it needs polygraphy and numpy, and without them that is not run. Nothing on the machine is changed;
+engines are built in a folder that is gone afterwards. What can't be looked at here (no GPU, no kubectl) is said, and the rest goes on. Each check is
+ok, failed, or not run with the reason. Exit code: 0, or 3 where a check failed.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import numpy as np
 import psutil
 from rich.console import Console
 from rich.table import Table
+from verify_site import PORTS, NotRun, Site
 
 from pdm.errors import CheckFailed, PdmError
 from pdm.model.bundle import Bundle, Contract, Scored, graph_inputs, load_bundle, write_bundle
@@ -32,10 +36,6 @@ from pdm.serve.tensorrt import Precision, Recipe, answer, engine_record, request
 HERE = Path(__file__).parent
 BATCHES = (1, 8, 32)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-
-
-class NotRun(Exception):
-    "What a check lacks here."
 
 
 def small_bundle(folder: Path, seed: int = 0) -> Bundle:
@@ -257,33 +257,54 @@ def _milliseconds(n: int, seconds: np.ndarray) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--bundle", type=Path, help="its folder; without it a small one that is made here")
+    parser.add_argument("what", nargs="?", choices=("site", "engines", "all"), default="all", help="what to look at")
+    parser.add_argument("--bundle", type=Path, help="its folder; engines without it are those of a small one that is made here")
     parser.add_argument("--python", default=sys.executable, help="the Python that has TensorRT")
     parser.add_argument("--module", default="tensorrt", help="tensorrt_rtx builds without a GPU, and what can't be executed here")
     parser.add_argument("--engine-url", default="", help="of a running Triton with the Jetson profile, grpc://host:port")
     parser.add_argument("--repository", type=Path, help="the folder that this Triton serves")
+    parser.add_argument("--asset", default="", help="the test asset, which the agent knows for this: enterprise/site/area/line/asset")
+    parser.add_argument("--stream", default="vibration", help="of it, with the channels of --bundle")
+    parser.add_argument("--broker", default="", help="as the test asset reaches it; {mosquitto} stands for the cluster's own address of the broker")
+    parser.add_argument("--wait", type=float, default=30.0, help="for acknowledgement and verdict of its window, seconds")
+    parser.add_argument("--certificates", type=Path, action="append", default=[], help="a certificate, or a folder of them, whose days are counted")
+    parser.add_argument("--address", action="append", default=[], metavar="NAME=HOST:PORT", help="of triton, prometheus, …, in place of the cluster's")
+    parser.add_argument("--data", type=Path, default=Path("/var/lib/predmaint"), help="where the site's data lie")
     parser.add_argument("--out", type=Path, default=Path("verify_device.json"), help="the report")
     given = parser.parse_args()
+    if wrong := [a for a in given.address if a.partition("=")[0] not in PORTS or ":" not in a.partition("=")[2]]:
+        parser.error(f"--address {wrong[0]}: NAME=HOST:PORT is expected, with a name of {', '.join(PORTS)}")
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        device = Device(given, Path(folder))
-        for name, check in device.checks().items():
+        checks: dict[str, Callable[[], dict]] = {}
+        digest = ""
+        if given.what != "engines":
+            bundle = load_bundle(given.bundle) if given.bundle else None
+            checks |= Site(bundle, dict(a.split("=", 1) for a in given.address), given.data, given.broker, given.asset, given.stream, given.certificates, given.wait).checks()
+            digest = bundle.digest if bundle else ""
+        if given.what != "site":
+            device = Device(given, Path(folder))
+            checks |= device.checks()
+            digest = device.bundle.digest
+        for name, check in checks.items():
             begin = time.monotonic()
             result: dict[str, Any] = {"check": name}
             try:
-                result |= {"result": "pass", "found": check()}
+                result |= {"result": "ok", "found": check()}
             except NotRun as e:
                 result |= {"result": "not run", "reason": str(e)}
-            except (PdmError, OSError, subprocess.SubprocessError) as e:
-                result |= {"result": "fail", "reason": f"{type(e).__name__}: {e}"}
+            except PdmError as e:
+                result |= {"result": "failed", "reason": str(e)}
+            except (OSError, subprocess.SubprocessError, KeyError, ValueError) as e:  # such as an answer of another shape than was expected
+                result |= {"result": "failed", "reason": f"{type(e).__name__}: {e}"}
             results.append({**result, "seconds": round(time.monotonic() - begin, 2)})
-    given.out.write_text(json.dumps({"bundle": device.bundle.digest, "checks": results}, indent=2) + "\n")
+    given.out.write_text(json.dumps({"bundle": digest, "checks": results}, indent=2) + "\n")
     table = Table("check", "result", "s", "", box=None)
     for r in results:
         values = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in r.get("found", {}).items() if v not in ("", [], None))
         table.add_row(r["check"], r["result"], f"{r['seconds']:.1f}", r.get("reason") or values)
     Console().print(table)
-    failed = sum(r["result"] == "fail" for r in results)
+    failed = sum(r["result"] == "failed" for r in results)
     print(f"{len(results)} checks, {failed} failed, {sum(r['result'] == 'not run' for r in results)} not run; the report is {given.out}")
     return 3 if failed else 0
 
