@@ -75,7 +75,8 @@ def main(script: Path, rules: Path) -> None:
             return ["nsenter", "-t", str(pids[name]), "-n", sys.executable, "-c", code, *map(str, words)]
 
         def reach(*ports: int) -> dict[str, list[int]]:
-            return {n: json.loads(sh(*inside(n, TRY, f"{NEIGHBOURS[n]}.1", *ports))) for n in ("admin", "sensor", "stranger")}
+            children = {n: subprocess.Popen(inside(n, TRY, f"{NEIGHBOURS[n]}.1", *ports), stdout=subprocess.PIPE, text=True) for n in ("admin", "sensor", "stranger")}
+            return {n: json.loads(child.communicate(timeout=60)[0]) for n, child in children.items()}
 
         for port in PORTS:
             threading.Thread(target=echo, args=(create_server(("0.0.0.0", port), backlog=50),), daemon=True).start()

@@ -219,9 +219,10 @@ def test_a_damaged_bundle_is_refused_before_anything_is_changed(machine, bundle,
     ("", "DATA_DEVICE=/dev/sdz9", "/dev/sdz9 does not exist: look with lsblk"),
     ("", "POWER_MODE=7W", "the power mode 7W: this board knows 15W 25W MAXN_SUPER"),
     ("", "SENSOR_NETWORKS=everywhere", "write SENSOR_NETWORKS into site.env"),
+    ("printf '#!/bin/sh\\necho Status: active\\n' >/usr/local/bin/ufw; chmod +x /usr/local/bin/ufw", "", "no second firewall: ufw drops"),
     ("echo '0 0 10.20.0.5:22 192.168.7.9:50123' >/run/stand-in/ssh", "", "192.168.7.9 is not all in ADMIN_NETWORKS"),
     ("export SSH_CONNECTION='fe80::1 5000 fe80::2 22'", "", "fe80::1 is not all in ADMIN_NETWORKS"),
-], ids=["jetpack5", "jetpack6.0", "disk", "memory", "no-nvme", "foreign-filesystem", "partitions", "device", "power", "networks", "ssh", "ssh6"])
+], ids=["jetpack5", "jetpack6.0", "disk", "memory", "no-nvme", "foreign-filesystem", "partitions", "device", "power", "networks", "ufw", "ssh", "ssh6"])
 def test_what_is_missing_is_said_plainly_before_anything_is_changed(machine, bundle, change, site, told):
     ((code, said),) = machine.run(f"{change}\ntree before; install --offline /stick --format-nvme; tree after", bundle, SITE + site)
     assert code == 2 and told in said and "nothing was changed" in said, said

@@ -138,14 +138,16 @@ steps() {
     cluster
 }
 
+pod_mounts() { findmnt -rno TARGET | { grep -E "^(/run/k3s|/run/netns/cni-|/var/lib/kubelet|$DATA/k3s)" || true; } | sort -r; }
+
 # Stop the pods that outlive K3s, and take its mounts and bridges away.
 stop_pods() {
     local group target
-    for group in /sys/fs/cgroup/kubepods.slice /sys/fs/cgroup/system.slice/k3s.service; do
+    for group in /sys/fs/cgroup/kubepods{,.slice} /sys/fs/cgroup/system.slice/k3s.service; do
         [[ ! -e $group/cgroup.kill ]] || run sh -c "echo 1 >$group/cgroup.kill"
     done
-    while read -r target; do run umount --lazy "$target"; done < \
-        <(findmnt -rno TARGET | grep -E "^(/run/k3s|/run/netns/cni-|/var/lib/kubelet|$DATA/k3s)(/|$|-)" | sort -r)
+    while read -r target; do run umount "$target" || true; done < <(pod_mounts) # the next line looks
+    [[ -z $(pod_mounts) ]] || die 2 "pods still hold their volumes: restart the machine, and run this again; nothing of theirs was removed"
     run rm -rf /run/k3s /run/flannel /var/lib/kubelet /var/lib/cni
     for target in cni0 flannel.1; do
         ! ip link show "$target" >/dev/null 2>&1 || run ip link delete "$target"

@@ -90,7 +90,7 @@ if [[ -n $OVERLAY ]]; then
 fi
 
 cp -r "$HERE" "$OUT/installer"
-rm -f "$OUT/installer/site.env"
+rm -rf "$OUT/installer/site.env" "$OUT/installer/__pycache__"
 echo "K3s $VERSION $ARCH" >"$OUT/VERSION"
 (cd "$OUT" && find . -type f | LC_ALL=C sort | xargs -d '\n' sha256sum) >"$OUT.sums"
 mv "$OUT.sums" "$OUT/SHA256SUMS"

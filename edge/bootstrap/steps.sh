@@ -230,6 +230,7 @@ ssh_peers() {
     ss -tnH state established "( sport = :$SSH_PORT )" 2>/dev/null | awk '{ sub(/:[0-9]+$/, "", $NF); gsub(/[][]/, "", $NF); print $NF }'
     [[ -z ${SSH_CONNECTION-} ]] || echo "${SSH_CONNECTION%% *}"
 }
+no_ufw() { ! have ufw || ! ufw status | grep -q "^Status: active"; }
 lets_us_stay() {
     local a
     for a in $(ssh_peers | sort -u); do within "$ADMIN_NETWORKS" "$a" || return 1; done
@@ -255,6 +256,7 @@ of_version() { if [[ $2 == *:* ]]; then [[ $1 == 6 ]]; else [[ $1 == 4 ]]; fi; }
 firewall_needs() {
     [[ $FIREWALL == yes ]] || return 0
     need "who may administer this machine" "write ADMIN_NETWORKS into site.env, networks such as 10.20.0.0/24 ('$ADMIN_NETWORKS' is none)" networks "$ADMIN_NETWORKS"
+    need "no second firewall" "ufw drops what pods say to each other (https://docs.k3s.io/installation/requirements): sudo ufw disable, or FIREWALL=no" no_ufw
     [[ $SENSOR_NETWORKS == none ]] ||
         need "where sensors are" "write SENSOR_NETWORKS into site.env, networks such as 10.30.0.0/24, or none ('$SENSOR_NETWORKS' is neither)" networks "$SENSOR_NETWORKS"
     ! networks "$ADMIN_NETWORKS" || need "a firewall that does not cut who is here by SSH" \
