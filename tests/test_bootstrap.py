@@ -168,7 +168,7 @@ def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall
         install --offline /stick; tree second
         install --check --offline /stick
         cp -r /etc/predmaint /etc/fstab /etc/rancher/k3s /out; nvpmodel -q >/out/power
-        install uninstall; tree kept
+        install uninstall; tree kept; nvpmodel -q >/out/power-after
         install uninstall --purge-data; tree gone""", bundle)
     assert first[0] == 0, first[1]
     assert second[0] == 0 and "doing" not in second[1] and not machine.changed("first", "second"), second[1]
@@ -179,6 +179,7 @@ def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall
     assert "/var/lib/predmaint/k3s/agent/images/k3s-airgap-images-arm64.tar.zst" in tree and tree["/usr/local/bin/kubectl"][1] == "k3s"
     assert "UUID=3e9f3cba-0000-4000-8000-5f0e6a3b7c1d /var/lib/predmaint ext4 " in (out / "fstab").read_text()
     assert "disable: [traefik, metrics-server]" in (out / "k3s/config.yaml.d/site.yaml").read_text() and "25W" in (out / "power").read_text()
+    assert "15W" in (out / "power-after").read_text()
     assert "-s fd00:20::/64 -p tcp --dport 6443" in (out / "predmaint/firewall.v6").read_text()
     assert "10." not in (out / "predmaint/firewall.v6").read_text()
 

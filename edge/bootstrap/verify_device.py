@@ -5,7 +5,7 @@
     python3 verify_device.py engines --bundle DIR --engine-url grpc://127.0.0.1:8001 --repository /models
 
 `site` looks at what runs (verify_site.py); `engines` builds and executes TensorRT engines, for which Triton had better be stopped on a board of 8 GB.
-Without a word it is both. It wants a Python with `predmaint[engine,mqtt]`. The Python that has TensorRT may be another one (`--python /usr/bin/python3`
+Without a word it is both. It wants a Python with `predmaint[engine]`, and `pki` to read certificates. The Python that has TensorRT may be another one (`--python /usr/bin/python3`
 on JetPack 6, where it is 3.10); to execute engines it needs polygraphy and numpy, and without them that is not run. Nothing on the machine is changed;
 engines are built in a folder that is gone afterwards. What can't be looked at here (no GPU, no kubectl) is said, and the rest goes on. Each check is
 ok, failed, or not run with the reason. Exit code: 0, or 3 where a check failed.
