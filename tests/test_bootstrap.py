@@ -109,17 +109,17 @@ class Machine:
         (folder / "cgroup/cgroup.controllers").touch()
         (folder / "tree.py").write_text(TREE)
 
-    def run(self, script: str, bundle: Path | None = None, site: str = SITE, fresh: str = FRESH) -> list[tuple[int, str]]:
+    def run(self, script: str, bundle: Path | None = None, site: str = SITE, held: str = "--cap-add=sys_admin") -> list[tuple[int, str]]:
         "Runs a script in which `install WORDS` is the installer; gives back exit code and words of each."
         f = self.folder
         (f / "site.env").write_text(site)
         text = (f'export PATH=/stand-in:$PATH; n=0; tree() {{ python3 /site/tree.py "/out/$1.json"; }}\n'
                 'install() { n=$((n + 1)); /opt/bootstrap/install.sh --env /site/site.env "$@" >/out/said.$n 2>&1 && echo 0 >/out/code.$n || echo $? >/out/code.$n; }\n'
-                f"{fresh}\n{script}\n")
+                f"{FRESH}\n{script}\n")
         (f / "script").write_text(text.replace("/opt/bootstrap", "/stick/installer" if bundle else "/opt/bootstrap"))
         volumes = [f"{f}/stand-in:/stand-in:ro", f"{f}/out:/out", f"{f}/modules:/sys/module", f"{f}/cgroup:/sys/fs/cgroup:ro", f"{f}:/site:ro",
                    f"{BOOTSTRAP}:/opt/bootstrap:ro", *([f"{bundle}:/stick"] if bundle else [])]
-        done = run("podman", "run", "--rm", "--network=none", "--cap-add=sys_admin", *(f"--volume={v}" for v in volumes), self.base, "bash", "-e", "/site/script")
+        done = run("podman", "run", "--rm", "--network=none", held, *(f"--volume={v}" for v in volumes), self.base, "bash", "-e", "/site/script")
         assert done.returncode == 0, done.stdout + done.stderr
         return [(int((f / f"out/code.{i}").read_text()), (f / f"out/said.{i}").read_text()) for i in range(1, len(list(f.glob("out/code.*"))) + 1)]
 
@@ -187,6 +187,33 @@ def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall
     kept = machine.changed("fresh", "kept")
     assert {path for path in kept if not path.startswith("/var/lib/predmaint")} == {"/etc/fstab"}, kept
     assert not machine.changed("fresh", "gone")
+
+
+def test_a_real_drive_gets_a_filesystem_only_where_it_is_blank_and_is_found_again(machine, bundle, tmp_path):
+    for program in ("lsblk", "blkid", "mkfs.ext4", "mount", "umount", "mountpoint"):
+        (machine.folder / "stand-in" / program).unlink()
+    with open(tmp_path / "drive", "wb") as drive:
+        drive.truncate(100_000_000)
+    loop = run("losetup", "--find", "--show", tmp_path / "drive")
+    if loop.returncode:
+        pytest.skip("no loop devices here")
+    device = loop.stdout.strip()
+    try:
+        other, yes, kept, back, gone = machine.run(f"""
+            mkswap -q {device}; sha256sum {device} >/out/before; install --offline /stick --format-nvme; sha256sum {device} >/out/after; wipefs -q --all {device}
+            install --offline /stick --format-nvme; findmnt -no SOURCE,OPTIONS /var/lib/predmaint >/out/mounted; cp /etc/fstab /out; blkid -o value -s UUID {device} >/out/uuid
+            echo precious >/var/lib/predmaint/volume; install uninstall; umount /var/lib/predmaint
+            install --offline /stick; cat /var/lib/predmaint/volume >/out/volume
+            install uninstall --purge-data; grep -c predmaint /etc/fstab >/out/listed || true""",
+            bundle, SITE + f"DATA_DEVICE={device}\nMIN_DISK_GB=0\n", held="--privileged")
+    finally:
+        run("losetup", "--detach", device)
+    out = machine.folder / "out"
+    assert other[0] == 2 and "holds something (TYPE=swap), and is not touched" in other[1] and (out / "before").read_text() == (out / "after").read_text()
+    assert yes[0] == 0 and (out / "mounted").read_text().startswith(f"{device} rw,nosuid,nodev,noatime"), yes[1]
+    assert f"UUID={(out / 'uuid').read_text().strip()} /var/lib/predmaint ext4" in (out / "fstab").read_text()
+    assert kept[0] == 0 and back[0] == 0 and "mkfs.ext4 -q" not in back[1] and (out / "volume").read_text() == "precious\n", back[1]
+    assert gone[0] == 0 and (out / "listed").read_text() == "0\n", gone[1]
 
 
 def test_a_kernel_without_nft_compat_gets_legacy_iptables_and_back(machine, bundle):
