@@ -17,7 +17,7 @@ BASE, BASE_TAR = "localhost/predmaint-base-python", ROOT / "build/base-bookworm.
 VERSION = "v0.0.0+k3s1"
 SITE = f"K3S_VERSION={VERSION}\nADMIN_NETWORKS=10.20.0.0/24 fd00:20::/64\nSENSOR_NETWORKS=10.30.0.0/24\nNTP_SERVERS=10.20.0.1\nMIN_MEMORY_MB=100\n"
 
-# what stands in a tree: kind, mode, and contents of what is small; not what lives in memory, nor the log
+# what stands in a tree: kind, mode, and contents (of the distribution's own files when they were written); not what lives in memory, nor the log
 TREE = """
 import hashlib, json, os, stat, sys
 found = {}
@@ -28,7 +28,8 @@ for top, folders, files in os.walk("/"):
         s = os.lstat(path)
         what = os.readlink(path) if stat.S_ISLNK(s.st_mode) else ""
         if stat.S_ISREG(s.st_mode):
-            what = hashlib.sha256(open(path, "rb").read()).hexdigest() if s.st_size < 300_000 else f"{s.st_size} {s.st_mtime_ns}"
+            ours = path.startswith(("/etc/", "/usr/local/", "/var/", "/opt/"))
+            what = hashlib.sha256(open(path, "rb").read()).hexdigest() if ours else f"{s.st_size} {s.st_mtime_ns}"
         found[path] = [oct(s.st_mode), what]
 json.dump(found, open(sys.argv[1], "w"))
 """
