@@ -258,6 +258,16 @@ def test_what_is_missing_is_said_plainly_before_anything_is_changed(machine, bun
     assert not machine.changed("before", "after")
 
 
+def test_a_setting_that_is_taken_back_is_undone(machine, bundle):
+    site = SITE + "LOCK_CLOCKS=yes\n"
+    first, second, third = machine.run("""install --offline /stick --format-nvme; ls /etc/systemd/system >/out/first
+        sed 's/^LOCK_CLOCKS=yes/FIREWALL=no/' /site/site.env >/tmp/other.env
+        install --env /tmp/other.env --offline /stick; ls /etc/systemd/system >/out/second; install --check --env /tmp/other.env --offline /stick""", bundle, site)
+    assert [first[0], second[0], third[0]] == [0, 0, 0], second[1] + third[1]
+    units = [{u for u in (machine.folder / "out" / n).read_text().split() if u.endswith(".service")} for n in ("first", "second")]
+    assert units == [{"k3s.service", "predmaint-clocks.service", "predmaint-firewall.service"}, {"k3s.service"}]
+
+
 def test_a_machine_without_a_gpu_is_a_site_too(machine, release, tmp_path):
     bundle = tmp_path / "bundle"
     assert prepare(release, bundle, "--arch", "amd64").returncode == 0
@@ -271,7 +281,8 @@ def test_a_machine_without_a_gpu_is_a_site_too(machine, release, tmp_path):
     ("--chekc", "", 1, "--chekc is not known"), ("--check uninstall", "", 1, "one of them"), ("--purge-data", "", 1, "belongs to uninstall"),
     ("--check", "SENSOR_NETWORK=10.0.0.0/8", 1, "line 6: 'SENSOR_NETWORK=10.0.0.0/8' is no setting"), ("--check", "K3S_DISABLE=servicelb", 1, "sensors do not reach the broker"),
     ("--check", "K3S_VERSION=v9.9.9+k3s1", 3, "k3s.sha256 has none: prepare-bundle.sh --record"), ("--offline /site", "", 1, "/site is no bundle"),
-    ("--check", "PROFILE=jetsn", 1, "jetson, cpu or auto is expected")])
+    ("--check", "PROFILE=jetsn", 1, "jetson, cpu or auto is expected"), ("--check", "FIREWALL=off", 1, "yes or no is expected"),
+    ("--check", "MIN_DISK_GB=fifty", 1, "a whole number is expected")])
 def test_a_wrong_word_or_setting_is_named(machine, words, site, code, told):
     ((ended, said),) = machine.run(f"install {words}", site=SITE + site)
     assert ended == code and told in said, said

@@ -86,7 +86,7 @@ before() {
 have() { command -v "$1" >/dev/null; }
 active() { systemctl is-active --quiet "$1"; }
 
-# A file as we want it: from `files/`, or made in $WORK. The third argument is a unit to restart because of it.
+# file SOURCE DESTINATION [MODE]: as it stands in `files/`, or was made in $WORK.
 is_file() { [[ -f $2 ]] && cmp -s "$1" "$2" && [[ $(stat -c %a "$2") == "$3" ]]; }
 put_file() {
     run install -D -m "$3" "$1" "$2"
@@ -97,9 +97,16 @@ put_file() {
 }
 file() { ensure "$2" is_file put_file "$1" "$2" "${3-644}"; }
 
-# A unit that is enabled and active.
+# A unit that is enabled and active; and one that was, and shall not be any more.
 unit_up() { systemctl is-enabled --quiet "$1" 2>/dev/null && active "$1"; }
 start_unit() { run systemctl enable --now "$1"; }
+no_unit() { [[ ! -f /etc/systemd/system/$1 ]]; }
+drop_unit() {
+    run systemctl disable --now "$1"
+    run rm -f "/etc/systemd/system/$1"
+    run systemctl daemon-reload
+}
+without() { no_unit "$1" || ensure "no $1" no_unit drop_unit "$1"; }
 
 # --- settings
 
@@ -115,6 +122,22 @@ load() {
         line=${line#*=}
         printf -v "$name" %s "${line%$'\r'}"
     done <"$1"
+}
+
+# Settings that have a form.
+settle() {
+    local name
+    for name in MIN_MEMORY_MB MIN_DISK_GB SSH_PORT; do
+        [[ ${!name} =~ ^[0-9]{1,9}$ ]] || die 1 "$name=${!name}: a whole number is expected"
+    done
+    for name in LOCK_CLOCKS FIREWALL; do
+        [[ ${!name} =~ ^(yes|no)$ ]] || die 1 "$name=${!name}: yes or no is expected"
+    done
+    case $PROFILE in
+        auto) [[ -f /etc/nv_tegra_release ]] && PROFILE=jetson || PROFILE=cpu ;;
+        jetson | cpu) ;;
+        *) die 1 "PROFILE=$PROFILE: jetson, cpu or auto is expected" ;;
+    esac
 }
 
 # --- the whole, in order
@@ -155,24 +178,22 @@ stop_pods() {
 }
 uninstall() {
     local f
-    for f in k3s predmaint-firewall predmaint-clocks; do
-        [[ ! -f /etc/systemd/system/$f.service ]] || run systemctl disable --now "$f.service"
-    done
+    no_unit k3s.service || drop_unit k3s.service
     stop_pods
+    for f in predmaint-firewall.service predmaint-clocks.service; do no_unit "$f" || drop_unit "$f"; done
     [[ -z $(before power) ]] || run nvpmodel -m "$(before power)" </dev/null
     [[ -z $(before nvidia-mode) ]] || run nvidia-ctk config --in-place --set "nvidia-container-runtime.mode=$(before nvidia-mode)"
     [[ -z $(before iptables) ]] || for f in iptables ip6tables; do run update-alternatives --auto "$f"; done
     [[ -z $(before cdi) ]] || run rm -f /etc/cdi/nvidia.yaml
     [[ -z $(before k3s) ]] || run rm -f /usr/local/bin/k3s
     ! links_to k3s /usr/local/bin/kubectl || run rm -f /usr/local/bin/kubectl
-    run rm -rf /etc/rancher/k3s /etc/predmaint /usr/local/lib/predmaint /etc/systemd/system/{k3s,predmaint-firewall,predmaint-clocks}.service \
+    run rm -rf /etc/rancher/k3s /etc/predmaint /usr/local/lib/predmaint \
         /etc/modules-load.d/predmaint.conf /etc/sysctl.d/90-predmaint.conf "$(own_servers chrony)" "$(own_servers systemd-timesyncd)"
     for f in /etc/rancher /etc/cdi /etc/systemd/timesyncd.conf.d; do
         [[ ! -d $f ]] || run rmdir --ignore-fail-on-non-empty "$f"
     done
-    run systemctl daemon-reload
     if [[ $PURGE == yes ]]; then
-        [[ ! -d $DATA ]] || run find "$DATA" -mindepth 1 -delete
+        [[ ! -d $DATA ]] || run find "$DATA" -xdev -mindepth 1 -delete
         ! mountpoint -q "$DATA" || run umount "$DATA"
         sed "\\| $DATA |d" /etc/fstab >"$WORK/fstab"
         cmp -s "$WORK/fstab" /etc/fstab || run cp "$WORK/fstab" /etc/fstab
@@ -222,11 +243,7 @@ elif [[ $MODE != uninstall ]]; then
     say "there is no site.env beside install.sh: these are the values of site.env.example"
 fi
 case $(uname -m) in aarch64 | arm64) ARCH=arm64 ;; x86_64) ARCH=amd64 ;; *) ARCH='' ;; esac
-case $PROFILE in
-    auto) [[ -f /etc/nv_tegra_release ]] && PROFILE=jetson || PROFILE=cpu ;;
-    jetson | cpu) ;;
-    *) die 1 "PROFILE=$PROFILE: jetson, cpu or auto is expected" ;;
-esac
+settle
 [[ -z $BUNDLE ]] || verify_bundle "$BUNDLE" "$BUNDLE_SUM"
 [[ -z $BUNDLE ]] || BUNDLE=$(cd "$BUNDLE" && pwd)
 if [[ $MODE == install || $MODE == uninstall ]]; then

@@ -45,6 +45,8 @@ power() {
     if [[ $LOCK_CLOCKS == yes ]]; then
         file "$HERE/files/predmaint-clocks.service" /etc/systemd/system/predmaint-clocks.service
         ensure "clocks at their highest" unit_up start_unit predmaint-clocks.service
+    else
+        without predmaint-clocks.service
     fi
 }
 
@@ -53,7 +55,11 @@ power() {
 on_it() { lsblk -nro MOUNTPOINTS "$1" | sed 's/\\x0a/\n/g' | grep -qx "$2"; }
 nvme_drives() { lsblk -dnro NAME,TYPE | awk '$1 ~ /^nvme/ && $2 == "disk" { print "/dev/" $1 }'; }
 field() { { blkid -p -o export "$1" 2>/dev/null || true; } | sed -n "s/^$2=//p"; }
-blank() { [[ -z $(blkid -p -o export "$1" 2>/dev/null) && $(lsblk -nro NAME "$1" | wc -l) == 1 ]]; }
+blank() { # blkid's 2 says that it knows nothing there; where it is in doubt (8) it prints nothing, either
+    local code=0
+    blkid -p "$1" >/dev/null 2>&1 || code=$?
+    [[ $code == 2 && -z $(wipefs --no-act "$1" 2>/dev/null) && $(lsblk -nro NAME "$1" | wc -l) == 1 ]]
+}
 
 # The device for data into DEVICE, nothing for the system's own disk; else what is wrong with it into DEVICE_WRONG.
 choose_device() {
@@ -273,7 +279,10 @@ put_rules() {
     FIREWALL_CHANGED=yes
 }
 firewall() {
-    [[ $FIREWALL == yes ]] || return 0
+    if [[ $FIREWALL == no ]]; then
+        without predmaint-firewall.service
+        return
+    fi
     FIREWALL_CHANGED=no
     local v
     for v in 4 6; do
