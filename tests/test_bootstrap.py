@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from bootstrap_stand_ins import FRESH, K3S, write
+from edge_images import BASE, podman, run, settings
 from servers import need
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOTSTRAP = ROOT / "edge/bootstrap"
-BASE, BASE_TAR = "localhost/predmaint-base-python", ROOT / "build/base-bookworm.tar"
 VERSION = "v0.0.0+k3s1"
 SITE = f"K3S_VERSION={VERSION}\nADMIN_NETWORKS=10.20.0.0/24 fd00:20::/64\nSENSOR_NETWORKS=10.30.0.0/24\nNTP_SERVERS=10.20.0.1\nMIN_MEMORY_MB=100\n"
 
@@ -35,37 +35,12 @@ json.dump(found, open(sys.argv[1], "w"))
 """
 
 
-def run(*command, **given) -> subprocess.CompletedProcess:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=ROOT, **given)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def containers(tmp_path_factory):
-    "Podman with the limits and the runtime that a container within a container can have, for this module alone."
-    file = tmp_path_factory.mktemp("podman") / "containers.conf"
-    file.write_text('[containers]\ndefault_ulimits=["nofile=8192:8192","nproc=4000:4000"]\n[engine]\nruntime="runc"\ncgroup_manager="cgroupfs"\n')
-    before, os.environ["CONTAINERS_CONF"] = os.environ.get("CONTAINERS_CONF"), str(file)
-    yield
-    os.environ.pop("CONTAINERS_CONF") if before is None else os.environ.update(CONTAINERS_CONF=before)
-
-
 @pytest.fixture(scope="module")
-def base(containers):
-    "A Debian in podman, made once and kept in build/."
-    need("podman runc mmdebstrap", "podman", "runc")
+def base():
+    "A Debian that podman can run."
     if os.geteuid():
         pytest.skip("only root can hold the installer in a container")
-    if run("podman", "image", "exists", BASE).returncode:
-        if not BASE_TAR.exists():
-            need("mmdebstrap", "mmdebstrap")
-            BASE_TAR.parent.mkdir(exist_ok=True)
-            made = run("mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", f"{BASE_TAR}.part")
-            if made.returncode:
-                pytest.skip(f"mmdebstrap can't make a Debian here: {made.stderr.strip()[-200:]}")
-            Path(f"{BASE_TAR}.part").rename(BASE_TAR)
-        assert run("podman", "import", BASE_TAR, BASE).returncode == 0
-    if run("podman", "run", "--rm", "--network=none", BASE, "true").returncode:
-        pytest.skip("podman can't run a container here")
+    settings()
     return BASE
 
 
@@ -120,8 +95,7 @@ class Machine:
         (f / "script").write_text(text.replace("/opt/bootstrap", "/stick/installer" if bundle else "/opt/bootstrap"))
         volumes = [f"{f}/stand-in:/stand-in:ro", f"{f}/out:/out", f"{f}/modules:/sys/module", f"{f}/cgroup:/sys/fs/cgroup:ro", f"{f}:/site:ro",
                    f"{BOOTSTRAP}:/opt/bootstrap:ro", *([f"{bundle}:/stick"] if bundle else [])]
-        done = run("podman", "run", "--rm", "--network=none", held, *(f"--volume={v}" for v in volumes), self.base, "bash", "-e", "/site/script")
-        assert done.returncode == 0, done.stdout + done.stderr
+        podman("run", "--rm", "--network=none", held, *(f"--volume={v}" for v in volumes), self.base, "bash", "-e", "/site/script")
         return [(int((f / f"out/code.{i}").read_text()), (f / f"out/said.{i}").read_text()) for i in range(1, len(list(f.glob("out/code.*"))) + 1)]
 
     def tree(self, name: str) -> dict[str, list[str]]:
@@ -319,9 +293,9 @@ def test_a_bundle_carries_the_images_of_its_manifests(release, base, tmp_path):
     (tmp_path / "file").write_text("x")
     run("tar", "-cf", tmp_path / "image.tar", "-C", tmp_path, "file")
     name = "localhost/predmaint-bundle-test"
-    assert run("podman", "import", tmp_path / "image.tar", f"{name}:1").returncode == 0
+    podman("import", tmp_path / "image.tar", f"{name}:1")
     try:
-        digest = json.loads(run("podman", "image", "inspect", f"{name}:1").stdout)[0]["Digest"]
+        digest = json.loads(podman("image", "inspect", f"{name}:1"))[0]["Digest"]
         overlay = tmp_path / "overlay"
         overlay.mkdir()
         (overlay / "kustomization.yaml").write_text("resources: [pod.yaml]\n")
@@ -332,7 +306,7 @@ def test_a_bundle_carries_the_images_of_its_manifests(release, base, tmp_path):
         index = subprocess.run(["tar", "-xOf", tmp_path / "bundle/images" / f"{name.replace('/', '_')}_1.tar", "index.json"], capture_output=True, check=True).stdout
         assert json.loads(index)["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"] == f"{name}:1"
     finally:
-        run("podman", "rmi", "--force", f"{name}:1")
+        podman("rmi", "--force", f"{name}:1")
 
 
 # the firewall, in namespaces of the network: real packets

@@ -117,7 +117,7 @@ class Site:
     def memory(self) -> dict:
         m = psutil.virtual_memory()
         if m.available >> 20 < FREE_MB:
-            raise CheckFailed(f"{m.available >> 20} of {m.total >> 20} MB are available: see who takes them (kubectl top pods, ps aux --sort -rss)")
+            raise CheckFailed(f"{m.available >> 20} of {m.total >> 20} MB are available: see who takes them (ps aux --sort -rss)")
         return {"available_mb": m.available >> 20, "total_mb": m.total >> 20, "swapped_mb": psutil.swap_memory().used >> 20}
 
     def temperature(self) -> dict:
