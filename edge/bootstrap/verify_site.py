@@ -8,7 +8,6 @@ import ctypes
 import json
 import math
 import os
-import secrets
 import shutil
 import ssl
 import subprocess
@@ -257,8 +256,8 @@ class Site:
             raise NotRun("this bundle has no example windows")
         url = self.broker.replace("{mosquitto}", self.address("mosquitto")) if "{mosquitto}" in self.broker else self.broker
         begin = time.monotonic()
-        # One connection for both: the broker makes a certificate's name the client's, so a second one with the same certificate would take its place
-        bus = _Listening(client_of(url, f"sensor-{secrets.token_hex(6)}", session_s=0), topic(AssetPath.parse(self.asset), self.stream, "verdict"))
+        # One connection for both, by the name in the certificate: the broker makes that the client's, so that a second one would take its place
+        bus = _Listening(client_of(url, self.asset, session_s=0), topic(AssetPath.parse(self.asset), self.stream, "verdict"))
         try:
             with closing(SensorClient(bus, timeout_s=self.wait_s)) as client:
                 bus.subscribe([bus.wanted])
