@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from ..config import Settings, load_assets
-from ..data.archive import Keep, open_archive
+from ..data.archive import Keep, keep_of
 from ..data.window import AssetPath, encode_ack, topic
 from ..errors import InvalidConfig, PartMissing, PdmError
 from ..model.bundle import Scored
@@ -431,8 +431,8 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         assets, silent = {o.asset for o in owned}, {"session_s": 0, "announce": False}
         claim(bus, broker.client(f"{bus.client_id}-claims", **silent), assets)
         parts.callback(Watch(bus, broker.client(f"{bus.client_id}-watch", **silent), assets).close)
-        archive, names = open_archive(settings), sink_names(settings)
-        agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=archive.keep if archive else None,
+        names = sink_names(settings)
+        agent = Agent(bus, journal, owned, diagnose, batch=settings.batch, diagnosis_s=settings.diagnosis_s, metrics=metrics, keep=keep_of(settings),
                       written=lambda: slowest(cursors(settings), names, journal.ident), keep_days=settings.journal_keep_days)
         parts.callback(agent.stop)
         agent.start()
