@@ -113,7 +113,8 @@ def detector(tmp_path_factory):
     import pdm
 
     windows = np.random.default_rng(0).normal(0, 1, (200, 2, SAMPLES)).astype(np.float32)
-    fitted = pdm.Detector.fit(windows, rate_hz=RATE_HZ, channels=["h", "v"], hop_s=SAMPLES / RATE_HZ, kind="mahalanobis", name="fan")
+    fitted = pdm.Detector.fit(windows, rate_hz=RATE_HZ, channels=["h", "v"], hop_s=SAMPLES / RATE_HZ, units=["g", "g"],
+                              kind="mahalanobis", name="fan")
     return *fitted.export(tmp_path_factory.mktemp("exported")), windows
 
 
@@ -136,7 +137,7 @@ def triton(tmp_path_factory):
 
 def probe(container, port):
     "The image's own health check, at another port."
-    command = config(container.name)["HealthCheck"]["Test"][1:]
+    command = config(container.name)["Healthcheck"]["Test"][1:]
     if container.name == "triton":
         return container.run(*command, "--address", f"127.0.0.1:{port}")
     return container.run(*command[:-1], str(port))
@@ -199,9 +200,10 @@ def test_agent_sinks_and_updater_are_a_site_and_end_when_they_are_told(triton, d
                 with sqlite3.connect(f"file:{state / 'store.db'}?mode=ro", uri=True) as store:
                     return store.execute("SELECT count(*) FROM verdict").fetchone()[0]
 
-            wait_for(lambda: (state / "store.db").exists() and stored() >= 50)
+            running[1].wait(lambda: (state / "store.db").exists() and stored() >= 50, 20)
             assert stored() == 50
             page = urlopen(f"http://127.0.0.1:{ports['agent']}/metrics").read().decode()
+            assert 'pdm_windows_total{result="scored"} 50.0' in page
             assert re.search(r'^pdm_inference_seconds_count\{engine="triton"\} [1-9]', page, re.M) and not re.search(r"^pdm_engine_fallback\{.*\} 1", page, re.M)
             assert {(state / name).stat().st_uid for name in ("journal.db", "store.db")} == {65532}
             assert [probe(c, ports[c.name]).returncode for c in running] == [0, 0, 0]
