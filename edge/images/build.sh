@@ -4,7 +4,7 @@
 #   TRITON=<…/tritonserver:YY.MM-py3-igpu>@sha256:<digest> edge/images/build.sh jetson
 # Also: TAG, PREFIX (a registry and its folder, with a slash at the end), IMAGE_FLAGS (to podman build, such as --secret id=pip,src=…),
 #   PLATFORMS=linux/amd64,linux/arm64 (a manifest for both; what is not this machine's own runs through qemu-user-static), and
-#   OUT=folder, for an archive of each image, as `k3s ctr images import` and `docker load` take it, and what it is made of: NAME.tar, NAME.spdx.json (needs syft).
+#   OUT=folder, for what each image is made of, NAME.spdx.json (needs syft, which `make platform-env` brings).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${BASE:=}" "${TRITON:=}" "${PREFIX:=}" "${IMAGE_FLAGS:=}" "${PLATFORMS:=}" "${OUT:=}"
@@ -29,8 +29,10 @@ for name; do
   if [ -n "$OUT" ]; then
     command -v syft >/dev/null || { echo "syft is missing: make platform-env" >&2; exit 2; }
     mkdir -p "$OUT"
-    rm -f "$OUT/$name.tar"
-    podman save -q --format docker-archive -o "$OUT/$name.tar" "$PREFIX$image"
-    SYFT_CHECK_FOR_APP_UPDATE=false syft scan -q "docker-archive:$OUT/$name.tar" --source-name "predmaint-$name" --source-version "$TAG" -o "spdx-json=$OUT/$name.spdx.json"
+    archive=$(mktemp -u --tmpdir predmaint-XXXXXX.tar)
+    trap 'rm -f "$archive"' EXIT
+    podman save -q --format docker-archive -o "$archive" "$PREFIX$image"
+    SYFT_CHECK_FOR_APP_UPDATE=false syft scan -q "docker-archive:$archive" --source-name "predmaint-$name" --source-version "$TAG" -o "spdx-json=$OUT/$name.spdx.json"
+    rm -f "$archive"
   fi
 done
