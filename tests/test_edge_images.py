@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 import pytest
-from edge_images import HELD, ROOT, Container, build, done, image, podman
+from edge_images import HELD, ROOT, Container, base, build, done, image, podman, run, settings
 from servers import alive, answers, wait_for
 
 from pdm.process import free_port
@@ -100,6 +100,34 @@ def test_all_of_it_is_to_be_had_for_a_jetson(extras, tmp_path):
     uv = Path(shutil.which("uv") or pytest.skip("pip install uv"))
     done(uv, "pip", "install", "--dry-run", "--quiet", f"--target={tmp_path}", "--python-platform=aarch64-manylinux_2_28", "--python-version=3.11", "--only-binary=:all:",
          "-c", "constraints.txt", "-r", "pyproject.toml", *(f"--extra={e}" for e in extras))
+
+
+def test_a_list_of_platforms_makes_a_manifest_for_each_of_them():
+    "Of this machine's own platform: another one's would need qemu-user-static."
+    here = podman("info", "--format={{.Version.OsArch}}")
+    ended = build("agent", PLATFORMS=here, TAG="platforms")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    listed = json.loads(podman("manifest", "inspect", "localhost/predmaint-agent:platforms"))["manifests"]
+    podman("manifest", "rm", "localhost/predmaint-agent:platforms")
+    assert ["{os}/{architecture}".format(**m["platform"]) for m in listed] == [here]
+
+
+def test_the_image_for_a_jetson_is_triton_and_the_builder_of_engines(tmp_path):
+    "On a stand-in for NVIDIA's image, which is for a Jetson only: a script in the server's place, and no TensorRT."
+    server = "/opt/tritonserver/bin/tritonserver"
+    (tmp_path / "Containerfile").write_text(f"FROM {base()}\nRUN mkdir -p {Path(server).parent} && printf '#!/bin/sh\\necho server \"$@\"\\n' > {server} && chmod +x {server}\n")
+    podman("build", "--pull=never", "--network=none", "-t", "localhost/tritonserver-stand-in", tmp_path)
+    digest = json.loads(podman("image", "inspect", "localhost/tritonserver-stand-in"))[0]["Digest"]
+    refused = build("jetson", TRITON="localhost/tritonserver-stand-in:latest")
+    assert refused.returncode and "expected name@sha256:<digest>" in refused.stderr + refused.stdout
+    ended = build("jetson", TRITON=f"localhost/tritonserver-stand-in@{digest}")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    held = ["run", "--rm", "--network=none", "--no-healthcheck", *HELD, "--tmpfs=/models:mode=1777", "localhost/predmaint-triton:under-test-jetson"]
+    assert podman(*held, "--log-verbose=1").split()[1:] == [
+        "--model-repository=/models/repository", "--backend-directory=/opt/tritonserver/backends", "--model-control-mode=explicit", "--disable-auto-complete-config",
+        "--strict-readiness=false", "--exit-timeout-secs=5", "--log-verbose=1"]
+    builder = run("podman", *held[:-1], "--entrypoint=", held[-1], "python3", "/opt/predmaint/build_engine.py", "device", **settings())
+    assert builder.returncode == 2 and "has no tensorrt" in builder.stderr
 
 
 # together
