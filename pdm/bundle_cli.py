@@ -136,13 +136,13 @@ def _missing(settings: Settings) -> list[Path]:
 
 def _bring(settings: Settings, folder: Path) -> None:
     "A bundle in its place, proven before it is there. Raises `PartMissing`, or what `verify` raises."
-    from pdm.model.signature import Trust
-    from pdm.model.signature import verify as verify_folder
-    from pdm.model.transport import fetch
     if not is_sha256(folder.name):
         raise InvalidConfig(f"{settings.assets} names the bundle {folder}, which is not here: a folder that can be fetched is called by its digest, 64 hexadecimal digits")
     if not settings.bundle_url:
         raise PartMissing(f"no whole bundle {folder.name[:12]} in {folder.parent}: the updater brings it, or set bundle_url to where it is")
+    from pdm.model.signature import Trust
+    from pdm.model.signature import verify as verify_folder
+    from pdm.model.transport import fetch
     folder.parent.mkdir(parents=True, exist_ok=True)
     most, trust = round(settings.bundle_max_mb * 1e6), Trust.of(settings)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unproven-") as aside:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from .data.window import AssetPath
 from .errors import InvalidConfig
@@ -125,7 +125,8 @@ class Settings(BaseSettings):
                                    env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
                                    file_secret_settings: PydanticBaseSettingsSource) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get("PREDMAINT_SETTINGS", "predmaint.toml")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(file))
+        secrets = [SecretsSettingsSource(settings_cls, folder)] if (folder := os.environ.get("PREDMAINT_SECRETS")) else []
+        return init_settings, env_settings, *secrets, TomlConfigSettingsSource(settings_cls, Path(file))
 
     @property
     def desired_file(self) -> Path:
@@ -172,6 +173,9 @@ def load_settings(**given: Any  # what the command line was given, before all el
     file = os.environ.get("PREDMAINT_SETTINGS")
     if file and not Path(file).is_file():
         raise InvalidConfig(f"PREDMAINT_SETTINGS names {file}, and there is no such file")
+    folder = os.environ.get("PREDMAINT_SECRETS")
+    if folder and not Path(folder).is_dir():
+        raise InvalidConfig(f"PREDMAINT_SECRETS names {folder}, and there is no such folder")
     try:
         return Settings(**{k: v for k, v in given.items() if v is not None})
     except ValidationError as e:
