@@ -10,31 +10,24 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import kustomized
 import pytest
 import yaml
+from kustomized import ROOT, TOOLS, allowed, golden, listing, misfits, needs_tools, with_tools
 from warehouse_servers import postgres_programs, shared_postgres
 
 from pdm.config import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 PLATFORM = ROOT / "pipelines/platform"
 CLOUDS = ["gke", "eks"]
 OVERLAYS = [*CLOUDS, "kind"]
-TOOLS = Path(os.environ.get("PREDMAINT_PLATFORM_ENV") or ROOT / ".venv-platform")
-needs_tools = pytest.mark.skipif(not (TOOLS / "ready").exists(), reason="the platform's checks are not here: make platform-env")
 needs_terraform = pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not here: https://developer.hashicorp.com/terraform/install")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 clouds = pytest.mark.parametrize("cloud", CLOUDS)
 
 
-@cache
 def rendered(overlay):
-    kubectl = shutil.which("kubectl") or shutil.which("kubectl", path=str(TOOLS / "bin"))
-    if not kubectl:
-        pytest.skip("kubectl is not here: make platform-env")
-    done = subprocess.run([kubectl, "kustomize", PLATFORM / "kustomize/overlays" / overlay], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
+    return kustomized.rendered(PLATFORM / "kustomize/overlays" / overlay)
 
 
 def of(overlay, kind, name=None):
@@ -42,50 +35,23 @@ def of(overlay, kind, name=None):
 
 
 def pods(overlay):
-    "Name, and template of the pod, of all that runs."
-    for o in rendered(overlay):
-        spec = o.get("spec", {})
-        template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
-        if template:
-            yield o["metadata"]["name"], template
+    return kustomized.pods(rendered(overlay))
 
 
 def containers(overlay):
-    for name, template in pods(overlay):
-        for c in [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]:
-            yield f"{name}/{c['name']}", c
-
-
-def with_tools(code, *args, text=None):
-    "What a program prints as JSON in the environment of the checks."
-    done = subprocess.run([TOOLS / "bin/python", "-c", code, *map(str, args)], input=text, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return kustomized.containers(rendered(overlay))
 
 
 # manifests
 
 @overlays
 def test_an_overlay_holds_these_objects_and_no_others(overlay):
-    golden = (ROOT / f"tests/golden/platform-{overlay}.txt").read_text().split("\n")
-    listed = sorted(f"{o['kind']} {re.sub('-[a-z0-9]{10}$', '', o['metadata']['name']) if o['kind'] == 'ConfigMap' else o['metadata']['name']} "
-                    f"{o['metadata'].get('namespace', '-')}" for o in rendered(overlay))
-    assert listed == [line for line in golden if line]
+    assert listing(rendered(overlay)) == golden(f"platform-{overlay}.txt")
 
 
 @needs_tools
 def test_kubernetes_knows_every_field_of_every_object():
-    objects = [[overlay, o] for overlay in OVERLAYS for o in rendered(overlay)]
-    wrong = with_tools("""
-import json, sys, kubernetes_validate
-wrong = []
-for overlay, o in json.load(sys.stdin):
-    try:
-        kubernetes_validate.validate(o, "1.33", strict=True)
-    except kubernetes_validate.ValidationError as e:
-        wrong.append(f"{overlay} {o['kind']} {o['metadata']['name']}: {e.message}")
-print(json.dumps(wrong))""", text=json.dumps(objects))
-    assert wrong == []
+    assert misfits({overlay: rendered(overlay) for overlay in OVERLAYS}, ("1.33",)) == []
 
 
 @overlays
@@ -191,28 +157,13 @@ UPSTREAM = [{"podSelector": {"matchLabels": {"app": "seaweedfs"}}, "policyTypes"
             {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": {}}]}]}]
 
 
-def selects(selector, labels):
-    return (all(labels.get(k) == v for k, v in selector.get("matchLabels", {}).items())
-            and all(labels.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", [])))
-
-
-def allowed(policies, direction, here, there, port):
-    "May `here` send to (Egress) or hear from (Ingress) `there`, as Kubernetes reads the policies?"
-    side, peers = ("egress", "to") if direction == "Egress" else ("ingress", "from")
-    mine = [p for p in policies if direction in p["policyTypes"] and selects(p["podSelector"], PARTS[here])]
-    return not mine or any(
-        ("ports" not in rule or any(p["port"] == port for p in rule["ports"]))
-        and (peers not in rule or any("namespaceSelector" not in peer and "podSelector" in peer and selects(peer["podSelector"], PARTS[there]) for peer in rule[peers]))
-        for p in mine for rule in p.get(side, []))
-
-
 @overlays
 @pytest.mark.parametrize("upstream", [[], UPSTREAM], ids=["alone", "beside Kubeflow's"])
 def test_nobody_talks_to_anybody_but_for_those_who_must(overlay, upstream):
     policies = [p["spec"] for p in of(overlay, "NetworkPolicy")] + upstream
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in policies
     talks = {(a, b) for a in PARTS for b, port in PORTS.items()
-             if allowed(policies, "Egress", a, b, port) and allowed(policies, "Ingress", b, a, port)}
+             if allowed(policies, "Egress", PARTS[a], PARTS[b], port) and allowed(policies, "Ingress", PARTS[b], PARTS[a], port)}
     kubeflow = {"api", "mysql", "seaweedfs"}
     must = {(a, b) for a in [*kubeflow, "step"] for b in kubeflow} | {("controller", "api"), ("backup-kubeflow", "mysql"), ("step", "mlflow"), ("controller", "mlflow")}
     in_the_cluster = {("mlflow", "postgres"), ("backup-mlflow", "postgres"), *((a, "seaweedfs") for a in ("mlflow", "controller", "backup-mlflow", "backup-kubeflow"))}
