@@ -5,7 +5,7 @@ import sqlite3
 import threading
 
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
+from small_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.config import load_assets

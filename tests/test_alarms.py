@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import yaml
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import wait_for

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from edge_site import STEP_NS, T0_NS, key_of, message, window
+from small_site import STEP_NS, T0_NS, key_of, message, window
 from test_stream import CONTRACT
 
 from pdm.model.bundle import CalibrationRecord, Scored

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import rms_graph
-from edge_site import Site
+from small_site import Site
 from grafana_foundation_sdk.cog import runtime
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins

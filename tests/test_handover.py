@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import ExitStack
 
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, message, path_of, window
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, message, path_of, window
 from test_stream import BROKERS, CONTRACT, send, seqs, wait_for
 
 from pdm.config import load_assets

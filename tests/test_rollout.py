@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import rms_graph
-from edge_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
+from small_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.config import load_assets

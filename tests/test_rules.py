@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 import typer
 import yaml
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from prometheus_client import generate_latest
 from servers import answers, need, wait_for
 

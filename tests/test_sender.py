@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, forget_acks, key_of, path_of
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, forget_acks, key_of, path_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import wait_for

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import yaml
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
 from servers import wait_for
 
 from pdm.stream.broker import EmbeddedBroker

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import numpy as np
 import psutil
 import pytest
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, forget_acks, key_of, message, path_of, window
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, forget_acks, key_of, message, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import wait_for

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 from servers import Influx, answers, listens, need
 
 from pdm.errors import PartMissing

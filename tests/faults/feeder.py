@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from edge_site import RATE_HZ, SAMPLES, STEP_NS, T0_NS
+from small_site import RATE_HZ, SAMPLES, STEP_NS, T0_NS
 
 from pdm.errors import PartMissing
 from pdm.stream.sensor_client import SensorClient

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from edge_site import Site
+from small_site import Site
 
 
 class Answer(Enum):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import onnx
 import psutil
 from conftest import rms_graph
-from edge_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
 from pdm.data.window import decode_ack, parse_topic
 from pdm.errors import PartMissing

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import cbor2
 import numpy as np
-from edge_site import RATE_HZ, SAMPLES, T0_NS, window
+from small_site import RATE_HZ, SAMPLES, T0_NS, window
 
 from pdm.data.window import MAX_PAYLOAD, AssetPath, encode, topic, user_properties
 
