@@ -9,7 +9,7 @@ predmaint pki issue pki mosquitto --host mosquitto --host localhost --host 127.0
 predmaint pki issue pki agent --renew-before 30
 chmod -R g+rX pki/servers # the broker reads them by its group; the volume's other folders it never sees
 mkdir -p tokens alerts
-for name in influx-token influx-password grafana-password; do
+for name in PREDMAINT_INFLUX_TOKEN influx-password grafana-password; do
     [ -s "tokens/$name" ] || head -c 32 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"tokens/$name"
 done
 printf %s "$PAGE_URL" >alerts/webhook-url

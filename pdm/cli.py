@@ -22,11 +22,13 @@ from .alarms_cli import alarms
 from .bundle_cli import bundle
 from .cli_output import Json, progress, tell
 from .config import load_settings
+from .dashboards_cli import dashboards
 from .engine_cli import engine
 from .errors import CheckFailed, InvalidInput, PartMissing, PdmError
 from .labels_cli import labels, performance
 from .drift_cli import drift, quarantine
 from .loop_cli import OPEN, retrain, step
+from .pki_cli import pki
 from .process import SignalEvent, find_program
 from .promote_cli import promote
 from .release_cli import release
@@ -132,7 +134,7 @@ def replay(
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         with (open_broker(settings.broker_url, settings.state_dir / "broker") as broker,
-              SensorClient(broker.url, buffer_dir=settings.buffer_dir) as client, bar):
+              SensorClient(broker.url, asset if "cert=" in broker.url else "", buffer_dir=settings.buffer_dir) as client, bar):
             out = client.open(asset, stream, r.rate_hz, r.channels, r.units, window=settings.window, full=settings.window_full)
             task, why = bar.add_task(r.name, total=len(windows) * repeat), ""
             try:
@@ -281,6 +283,8 @@ sinks = typer.Typer(invoke_without_command=True)
 app.add_typer(sinks, name="sinks")
 app.add_typer(alarms, name="alarms")
 app.add_typer(triton, name="triton")
+app.add_typer(dashboards, name="dashboards")
+app.add_typer(pki, name="pki")
 app.add_typer(bundle, name="bundle")
 app.add_typer(engine, name="engine")
 app.command(context_settings=OPEN)(step)

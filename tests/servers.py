@@ -77,8 +77,7 @@ class Influx:
             f'bind-address = "127.0.0.1:{rpc}"\nreporting-disabled = true\n[meta]\ndir = "{folder}/meta"\n[data]\ndir = "{folder}/data"\n'
             f'wal-dir = "{folder}/wal"\nquery-log-enabled = false\n[monitor]\nstore-enabled = false\n'
             f'[http]\nbind-address = "127.0.0.1:{self.inner}"\nlog-enabled = false\n')
-        (folder / "nginx.conf").write_text(_NGINX % {"user": "user root;" if os.geteuid() == 0 else "", "folder": folder, "inner": self.inner,
-                                                     "port": self.port, "token": self.token})
+        (folder / "nginx.conf").write_text(influx_proxy(str(folder), self.inner, f"127.0.0.1:{self.port}", self.token, "user root;" if os.geteuid() == 0 else ""))
         self.children: list[Child] = []
         self.start()
         if retention is not None:
@@ -210,14 +209,20 @@ http {
   map $http_authorization $okauth { default 0; "Token %(token)s" 1; }
   proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Authorization "";
   server {
-    listen 127.0.0.1:%(port)d;
+    listen %(listen)s;
     location = /api/v2/write {
       if ($okauth = 0) { return 401 '{"code":"unauthorized","message":"unauthorized access"}'; }
       rewrite ^ /write?db=$v1db&rp=$v1rp&precision=$v1p? break; proxy_pass http://influx1; }
     location = /query { if ($okauth = 0) { return 401 '{"error":"unauthorized access"}'; } proxy_pass http://influx1; }
     location = /ping { proxy_pass http://influx1; }
+    location = /metrics { proxy_pass http://influx1; }
     location = /health { default_type application/json; return 200 '{"name":"influxdb","status":"pass"}'; }
     location / { default_type application/json; return 404 '{"error":"not found"}'; }
   }
 }
 """
+
+
+def influx_proxy(folder: str, inner: int, listen: str, token: str, user: str = "") -> str:
+    "nginx.conf of what gives InfluxDB 1 on the port `inner` the way to write that 2 and 3 have; `folder` is for its own files."
+    return _NGINX % {"folder": folder, "inner": inner, "listen": listen, "token": token, "user": user}

@@ -77,7 +77,7 @@ def test_what_is_provisioned_is_what_the_dashboards_name():
     assert {(s["type"], s["uid"]) for s in sources} == {("prometheus", "predmaint-prometheus"), ("influxdb", "predmaint-influxdb")}
     named = set(re.findall(r'"uid": "(predmaint-(?:prometheus|influxdb))"', "".join(dashboards().values())))
     assert named == {s["uid"] for s in sources}
-    assert "Token $__env{INFLUX_TOKEN}" in json.dumps(sources), "the token comes from the environment"
+    assert "Token $__file{/run/secrets/predmaint/PREDMAINT_INFLUX_TOKEN}" in json.dumps(sources), "the token stands in a file"
     (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/predmaint.yml").read_text())["providers"]
     assert provider["options"]["path"] == "/etc/grafana/dashboards"
 

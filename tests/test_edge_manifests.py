@@ -112,11 +112,15 @@ def test_whatever_is_named_is_there(overlay):
         spec = template["spec"]
         volumes = {v["name"] for v in spec.get("volumes", [])}
         assert {v["persistentVolumeClaim"]["claimName"] for v in spec.get("volumes", []) if "persistentVolumeClaim" in v} <= claims, name
-        assert {v["configMap"]["name"] for v in spec.get("volumes", []) if "configMap" in v} <= maps, name
+        for m in (v["configMap"] for v in spec.get("volumes", []) if "configMap" in v):
+            assert m["name"] in maps, name
+            assert "items" not in m or {i["key"] for i in m["items"]} == set(of(overlay, "ConfigMap", m["name"])[0]["data"]), name
         assert spec["priorityClassName"] in {p["metadata"]["name"] for p in of(overlay, "PriorityClass")}, name
         for c in [*spec.get("initContainers", []), *spec["containers"]]:
             assert {m["name"] for m in c.get("volumeMounts", [])} <= volumes, name
             assert {e["configMapRef"]["name"] for e in c.get("envFrom", [])} <= maps, name
+            held = [m["mountPath"] for m in c.get("volumeMounts", []) if m.get("readOnly")]
+            assert not [m["mountPath"] for m in c.get("volumeMounts", []) for h in held if m["mountPath"].startswith(f"{h}/")], name  # nobody can make its folder there
             ports = {p["name"] for p in c.get("ports", [])}
             assert {p[how]["port"] for kind in ("startupProbe", "readinessProbe", "livenessProbe") for p in [c.get(kind, {})] for how in ("httpGet", "tcpSocket") if how in p} <= ports, name
     for s in of(overlay, "Service"):
@@ -157,7 +161,7 @@ def test_every_setting_in_the_manifests_is_one_that_pdm_knows_and_takes(overlay,
     monkeypatch.chdir(tmp_path)  # no predmaint.toml
     data = {k: v for o in of(overlay, "ConfigMap") for k, v in o["data"].items() if k.startswith("PREDMAINT_")}
     data |= {e["name"]: e["value"] for _, c in containers(overlay) for e in c.get("env", []) if e["name"].startswith("PREDMAINT_") and "?" not in e["value"]}
-    assert data.pop("PREDMAINT_SECRETS") == "/run/predmaint"
+    assert data.pop("PREDMAINT_SECRETS") == "/run/secrets/predmaint"
     mounted = {item["path"] for _, t in workloads(overlay) for v in t["spec"]["volumes"] for s in v.get("projected", {}).get("sources", [])
                for item in s["secret"]["items"] if item["path"].startswith("PREDMAINT_")}
     lists = {k for k, v in data.items() if v.startswith("[")}
@@ -179,7 +183,7 @@ def test_the_files_that_settings_name_are_mounted_where_they_are_said_to_be(over
             text = " ".join([*settings.values(), *(e["value"] for e in c.get("env", []))])
             paths = {p for p in re.findall(r"/(?:etc|run|state|models|engines)[\w./-]*", text)}
             lacking = {p for p in paths if not any(p == m or p.startswith(f"{m}/") for m in mounts)}
-            may_lack = {"/engines"} if name.endswith("/bundles") else {"/models", "/engines", "/etc/predmaint/desired/desired", "/etc/predmaint/trust/release.pub"} if name.startswith("sinks") else set()
+            may_lack = {"/engines"} if name.endswith("/bundles") else {"/models/repository", "/engines", "/etc/predmaint/desired/desired", "/etc/predmaint/trust/release.pub"} if name.startswith("sinks") else set()
             assert lacking <= may_lack, name
 
 

@@ -212,7 +212,7 @@ def alertmanager_file(page, note):
     "The configuration as it is shipped, with the addresses in place of the files that hold them: the Alertmanager of Debian 12 knows no url_file yet."
     text = (EDGE / "alertmanager/alertmanager.yml").read_text()
     assert "http" not in text, "an address stands in the configuration that everybody may read"
-    return text.replace("url_file: /etc/alertmanager/secrets/webhook-url", f"url: {page}").replace("url_file: /etc/alertmanager/secrets/note-url", f"url: {note}")
+    return text.replace("url_file: /run/secrets/alertmanager/webhook-url", f"url: {page}").replace("url_file: /run/secrets/alertmanager/note-url", f"url: {note}")
 
 
 def test_alertmanager_takes_its_configuration_and_sends_each_alert_where_it_belongs(tmp_path):
