@@ -122,7 +122,7 @@ def test_the_image_for_a_jetson_is_triton_and_the_builder_of_engines(tmp_path):
     assert refused.returncode and "expected name@sha256:<digest>" in refused.stderr + refused.stdout
     ended = build("jetson", TRITON=f"localhost/tritonserver-stand-in@{digest}")
     assert ended.returncode == 0, ended.stderr[-2000:]
-    held = ["run", "--rm", "--network=none", "--no-healthcheck", *HELD, "--tmpfs=/models:mode=1777", "localhost/predmaint-triton:under-test-jetson"]
+    held = ["run", "--rm", "--network=none", "--no-healthcheck", *HELD, f"--volume={folder(tmp_path / 'models')}:/models", "localhost/predmaint-triton:under-test-jetson"]
     assert podman(*held, "--log-verbose=1").split()[1:] == [
         "--model-repository=/models/repository", "--backend-directory=/opt/tritonserver/backends", "--model-control-mode=explicit", "--disable-auto-complete-config",
         "--strict-readiness=false", "--exit-timeout-secs=5", "--log-verbose=1"]
