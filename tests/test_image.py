@@ -6,39 +6,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import edge_images
 import pytest
 import yaml
+from edge_images import ROOT
 
-from pdm.process import find_program
-
-ROOT = Path(__file__).resolve().parent.parent
-BASE, IMAGE = "localhost/predmaint-base-python", "localhost/predmaint-python:under-test"
+IMAGE = "localhost/predmaint-python:under-test"
 pytestmark = [pytest.mark.skipif(not os.environ.get("PREDMAINT_IMAGE_TEST"), reason="make image-test"), pytest.mark.timeout(1800)]
-_HELD = ["--read-only", "--tmpfs", "/tmp:rw,mode=1777", "--network=none", "--cap-drop=all", "--security-opt=no-new-privileges"]  # as the cluster holds a step's pod
+_HELD = [*edge_images.HELD, "--network=none"]
 
 
-def run(*command, **given) -> subprocess.CompletedProcess:
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, cwd=ROOT, **given)
+def run(*command) -> subprocess.CompletedProcess:
+    return edge_images.run(*command, **edge_images.settings())
 
 
 def done(*command) -> str:
-    ended = run(*command)
-    assert ended.returncode == 0, f"{' '.join(map(str, command))}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
-    return ended.stdout.strip()
+    return edge_images.done(*command, **edge_images.settings())
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base():
     "A Python 3.11 from Debian's packages, by its digest."
-    programs = [find_program(p) for p in ("podman", "mmdebstrap")]
-    if None in programs:
-        pytest.skip("apt-get install podman runc netavark aardvark-dns catatonit uidmap mmdebstrap")
-    if run("podman", "image", "exists", BASE).returncode:
-        tar = tmp_path_factory.mktemp("base") / "base.tar"
-        done("mmdebstrap", "--quiet", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", tar)
-        done("podman", "import", tar, BASE)
-        tar.unlink()
-    return json.loads(done("podman", "image", "inspect", BASE))[0]["RepoDigests"][0]
+    return edge_images.base()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +47,7 @@ def image(base):
 
 
 def test_a_base_that_is_named_by_a_tag_is_refused(base):
-    refused = run("make", "--no-print-directory", "image", f"BASE={BASE}:latest", f"IMAGE={IMAGE}-none", "IMAGE_FLAGS=--pull=never")
+    refused = run("make", "--no-print-directory", "image", f"BASE={edge_images.BASE}:latest", f"IMAGE={IMAGE}-none", "IMAGE_FLAGS=--pull=never")
     assert refused.returncode and "expected name@sha256:<digest>" in refused.stderr + refused.stdout
 
 
