@@ -33,7 +33,7 @@ def services() -> dict[str, dict]:
 
 def test_without_the_sites_folder_it_says_what_is_missing():
     done = compose("config")
-    assert done.returncode and "PREDMAINT_SITE is missing a value: a folder with assets.yaml and the bundles it names" in done.stderr
+    assert done.returncode and "PREDMAINT_SITE is missing a value: absolute path of a folder with assets.yaml and the bundles it names" in done.stderr
 
 
 def test_every_service_is_held_as_a_cluster_holds_a_pod():

@@ -4,7 +4,7 @@
 #   TRITON=<…/tritonserver:YY.MM-py3-igpu>@sha256:<digest> edge/images/build.sh jetson
 # Also: TAG, PREFIX (a registry and its folder, with a slash at the end), IMAGE_FLAGS (to podman build, such as --secret id=pip,src=…),
 #   PLATFORMS=linux/amd64,linux/arm64 (a manifest for both; what is not this machine's own runs through qemu-user-static), and
-#   OUT=folder, for what each image is made of, NAME.spdx.json (needs syft, which `make platform-env` brings).
+#   OUT=folder, for what each image (not a manifest) is made of, NAME.spdx.json; it needs syft, which `make platform-env` brings.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${BASE:=}" "${TRITON:=}" "${PREFIX:=}" "${IMAGE_FLAGS:=}" "${PLATFORMS:=}" "${OUT:=}"
