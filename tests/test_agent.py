@@ -5,8 +5,8 @@ import sqlite3
 import threading
 
 import pytest
-from small_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STREAM, Hand, Site, key_of, message, path_of, window
 
 from pdm.config import load_assets
 from pdm.data.window import decode_ack

@@ -10,10 +10,10 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import yaml
-from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 
 from pdm.config import load_assets
 from pdm.errors import InvalidInput

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import yaml
 from conftest import rms_graph
-from small_site import Site
 from grafana_foundation_sdk.cog import runtime
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
@@ -32,6 +31,7 @@ from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import prometheus
 from servers import Influx, answers, need, wait_for
+from small_site import Site
 from typer.testing import CliRunner
 
 from pdm.dashboards import dashboards

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from edge_broker import Door
-from small_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of, window
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, key_of, path_of, window
 
 from pdm.data.window import MAX_PAYLOAD, AssetPath, decode_ack, encode, encode_ack, topic, user_properties
 from pdm.errors import PartMissing

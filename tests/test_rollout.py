@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import rms_graph
-from small_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 
 from pdm.config import load_assets
 from pdm.data.window import decode_ack

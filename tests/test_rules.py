@@ -16,9 +16,9 @@ from urllib.request import Request, urlopen
 import pytest
 import typer
 import yaml
-from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 from prometheus_client import generate_latest
 from servers import answers, need, wait_for
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, path_of, window
 
 from pdm.cli import app
 from pdm.loop.controller import LoopMetrics

@@ -12,10 +12,10 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from small_site import RATE_HZ, SAMPLES, STREAM, Site, forget_acks, key_of, path_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, forget_acks, key_of, path_of
 
 from pdm.config import load_assets
 from pdm.data.window import AssetPath, Window, decode, encode, topic, user_properties

@@ -9,8 +9,8 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 import yaml
-from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, key_of, message, path_of, window
 
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.sensor_client import SensorClient

@@ -10,10 +10,10 @@ from contextlib import ExitStack
 import numpy as np
 import psutil
 import pytest
-from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, forget_acks, key_of, message, path_of, window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import wait_for
+from small_site import RATE_HZ, SAMPLES, STEP_NS, STREAM, T0_NS, Site, forget_acks, key_of, message, path_of, window
 
 from pdm.config import load_assets
 from pdm.data.window import AssetPath, decode_ack, encode, topic, user_properties

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trustme
-from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 from servers import Influx, answers, listens, need
+from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
 from pdm.errors import PartMissing
 from pdm.model.bundle import Bundle, write_bundle
