@@ -137,8 +137,7 @@ class Cluster:
         return False
 
     def close(self) -> None:
-        for name in self.templates:
-            podman("pod", "rm", "--force", "--time", "2", "--ignore", self._named(name))
+        podman("pod", "rm", "--force", "--time", "2", "--ignore", *map(self._named, self.templates))
         if self.name in podman("network", "ls", "--format", "{{.Name}}").split():
             podman("network", "rm", self.name)
 
