@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -102,7 +103,7 @@ def test_everything_is_labelled(overlay):
 def test_every_image_is_pinned_by_its_digest(overlay):
     for name, c in containers(overlay) + containers(overlay, NODE):
         ours = overlay == "kind" and re.fullmatch(r"localhost/predmaint-(agent|sinks|updater|triton):0\.1\.0", c["image"])  # kind keeps no digest of what is loaded into it
-        assert ours or re.fullmatch(r"[a-z0-9./-]+:v?[0-9][0-9.]*@sha256:[0-9a-f]{64}", c["image"]), f"{name}: {c['image']}"
+        assert ours or re.fullmatch(r"[a-z0-9./-]+:v?[0-9][0-9.]*(-jetson)?@sha256:[0-9a-f]{64}", c["image"]), f"{name}: {c['image']}"
 
 
 @overlays
@@ -139,6 +140,15 @@ def test_every_server_has_probes_and_the_model_servers_is_an_inference(overlay):
             assert {"readinessProbe", "livenessProbe"} <= set(c) and ("startupProbe" in c or name.startswith("node-exporter")), name
     triton = dict(containers(overlay))["triton/triton"]
     assert triton["livenessProbe"]["exec"]["command"][-1].endswith("canary.py")  # the server's own page says ready while a model's process is dead
+
+
+@overlays
+def test_who_is_in_trouble_is_asked_for_its_numbers_all_the_more_and_not_ended_for_what_others_lack(overlay):
+    for name in ("agent", "sinks", "updater", "triton"):
+        assert of(overlay, "Service", name)[0]["spec"]["publishNotReadyAddresses"] is True, name  # a pod that is not ready has no address otherwise: its alerts could not fire
+    for name in ("agent", "sinks", "updater"):
+        c = dict(containers(overlay))[f"{name}/{name}"]
+        assert {c[kind]["httpGet"]["path"] for kind in ("startupProbe", "livenessProbe")} == {"/healthz"}, name  # /readyz asks for the broker, which a restart does not bring back
 
 
 @overlays
@@ -283,9 +293,11 @@ def test_the_two_who_share_the_gpu_ask_for_as_much_as_its_plugin_makes_of_it():
 # backups
 
 @pytest.fixture
-def backup():
+def backup(monkeypatch):
     import runpy
 
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=100 << 30, free=50 << 30))  # how full this machine is says nothing here
     return runpy.run_path(str(K3S / "base/backup.py"))["backup"]
 
 
@@ -319,6 +331,21 @@ def test_a_backup_made_while_the_journal_is_written_can_be_restored(backup, tmp_
         count, wrong = db.execute("SELECT count(*), sum(twice != 2 * n) FROM rows").fetchone()
     assert count > 0 and count % 50 == 0 and wrong == 0  # whole transactions
     assert sorted(p.name for p in made[-1].iterdir()) == ["journal.db"]
+
+
+def test_what_a_broken_off_backup_left_goes_and_none_is_made_where_the_disk_would_fill(backup, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    state.mkdir()
+    with sqlite3.connect(state / "rollout.db") as db:
+        db.execute("CREATE TABLE t (x)")
+    (tmp_path / "backups/.20261101T000000Z").mkdir(parents=True)
+    good = backup(state, tmp_path / "backups", 3, datetime(2026, 11, 2, tzinfo=UTC))
+    assert list((tmp_path / "backups").iterdir()) == [good]
+    nearly_full = shutil.disk_usage(tmp_path)._replace(free=10 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: nearly_full)
+    with pytest.raises(OSError, match="a full disk would stop the agent"):
+        backup(state, tmp_path / "backups", 3, datetime(2026, 11, 3, tzinfo=UTC))
+    assert [p for p in (tmp_path / "backups").iterdir() if not p.name.startswith(".")] == [good]
 
 
 def test_a_damaged_database_replaces_no_good_backup(backup, tmp_path):

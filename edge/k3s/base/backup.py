@@ -15,14 +15,19 @@ from pathlib import Path
 def backup(
     state: Path,    # the folder with journal.db, rollout.db and others
     backups: Path,
-    keep: int,      # so many copies stay
+    keep: int,      # so many copies stay, the new one among them
     now: datetime | None = None,
 ) -> Path:          # the new copy
-    "Copy every database, as it stands at one moment each. Raises `sqlite3.Error` for one that is damaged: then the copies of before stay."
+    """Copy every database, as it stands at one moment each. Raises `sqlite3.Error` for one that is damaged, and `OSError` where less than a tenth of the disk
+    would stay free: then the copies of before stay."""
     name = f"{now or datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     aside, final = backups / f".{name}", backups / name
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in backups.glob(".*"):  # of one that was broken off
+        shutil.rmtree(left)
     aside.mkdir(parents=True)
+    disk, size = shutil.disk_usage(backups), sum(file.stat().st_size for file in state.glob("*.db*"))
+    if disk.free - size < disk.total / 10:
+        raise OSError(f"{disk.free >> 20} MiB are free and the copy takes {size >> 20}: a full disk would stop the agent, so none is made; make room, or carry copies away")
     for file in sorted(state.glob("*.db")):
         with closing(sqlite3.connect(file, timeout=60)) as source, closing(sqlite3.connect(aside / file.name)) as copy:
             source.backup(copy)  # in one step: it begins anew whenever somebody writes between two. With a write-ahead log nobody is held up by it
