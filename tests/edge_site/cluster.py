@@ -20,20 +20,16 @@ pod is left out.
 import json
 import os
 import re
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import kustomized
 import pytest
 from edge_images import base, image, podman, run, settings
-from servers import influx_proxy
+from servers import answers, influx_proxy
 
 USER = 65532
 SERVERS, PACKAGES = "localhost/predmaint-servers:under-test", "mosquitto influxdb influxdb-client nginx-light prometheus prometheus-alertmanager prometheus-node-exporter"
@@ -130,14 +126,8 @@ class Cluster:
         asked = container[probe]
         if "exec" in asked:
             return self.execute(name, container["name"], *asked["exec"]["command"]).returncode == 0
-        how = asked.get("httpGet") or asked["tcpSocket"]
-        port = next(p["containerPort"] for p in container["ports"] if p["name"] == how["port"])
-        with suppress(URLError, OSError):
-            if "path" in how:
-                return urlopen(f"http://{self.address[name]}:{port}{how['path']}", timeout=2).status == 200
-            socket.create_connection((self.address[name], port), timeout=2).close()
-            return True
-        return False
+        port = next(p["containerPort"] for p in container["ports"] if p["name"] == asked["httpGet"]["port"])
+        return answers(f"http://{self.address[name]}:{port}{asked['httpGet']['path']}", (200,))
 
     def close(self) -> None:
         podman("pod", "rm", "--force", "--time", "2", "--ignore", *map(self._named, self.templates))
