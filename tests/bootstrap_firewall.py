@@ -1,6 +1,6 @@
 """Hold the installer's firewall against real packets: `bootstrap_firewall.py firewall.sh FOLDER_OF_RULES`, in a network namespace of its own (test_bootstrap.py).
 
-Three neighbours have a namespace each and try this machine's ports; a fourth is a pod behind the bridge cni0, to which a port is forwarded as Kubernetes
+Four neighbours have a namespace each and try this machine's ports, one of them by an interface that is left open; a fifth is a pod behind the bridge cni0, to which a port is forwarded as Kubernetes
 does it. What got through goes to the standard output as JSON."""
 
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 from socket import create_server, socket
 
 PORTS = [22, 6443, 8883, 9090]
-NEIGHBOURS = {"admin": "10.20.0", "sensor": "10.30.0", "stranger": "10.40.0", "pod": "10.42.0"}
+NEIGHBOURS = {"admin": "10.20.0", "sensor": "10.30.0", "stranger": "10.40.0", "usb": "10.50.0", "pod": "10.42.0"}
+LINKS = {"usb": "l4tbr0", "pod": "cni0"}
 TRY = """
 import socket, sys
 got = []
@@ -61,7 +62,7 @@ def main(script: Path, rules: Path) -> None:
         pids, children = {}, []
         sh("ip", "link", "set", "lo", "up")
         for name, net in NEIGHBOURS.items():
-            link = "cni0" if name == "pod" else name
+            link = LINKS.get(name, name)
             child = began("unshare", "--net", "sh", "-c", "echo begun; exec sleep 600")
             children.append(child)
             pids[name] = child.pid
@@ -75,7 +76,7 @@ def main(script: Path, rules: Path) -> None:
             return ["nsenter", "-t", str(pids[name]), "-n", sys.executable, "-c", code, *map(str, words)]
 
         def reach(*ports: int) -> dict[str, list[int]]:
-            children = {n: subprocess.Popen(inside(n, TRY, f"{NEIGHBOURS[n]}.1", *ports), stdout=subprocess.PIPE, text=True) for n in ("admin", "sensor", "stranger")}
+            children = {n: subprocess.Popen(inside(n, TRY, f"{NEIGHBOURS[n]}.1", *ports), stdout=subprocess.PIPE, text=True) for n in NEIGHBOURS if n != "pod"}
             return {n: json.loads(child.communicate(timeout=60)[0]) for n, child in children.items()}
 
         for port in PORTS:

@@ -10,22 +10,42 @@ at=$S/unit-${words[1]}
 case ${words[0]} in
     enable) touch "$at.enabled"; [[ -z $now ]] || touch "$at.active" ;;
     disable) rm -f "$at.enabled"; [[ -z $now ]] || rm -f "$at.active" ;;
-    restart|start) touch "$at.active" ;;
+    restart|start|reload-or-restart) touch "$at.active" ;;
     is-enabled) [[ -e $at.enabled ]] ;;
     is-active) [[ -e $at.active ]] ;;
     daemon-reload) ;;
     *) echo "stand-in systemctl: $*" >&2; exit 1 ;;
 esac""",
-    "modprobe": 'mkdir -p "/sys/module/$1"',
+    "modprobe": """
+case $1 in
+    -nq) [[ $2 != nft_compat || ! -e $S/no-nft-compat ]] && [[ $2 != xt_limit ]] ;;
+    -nv) [[ -d /sys/module/$2 ]] || echo "insmod $2.ko" ;;
+    -r) [[ -e $S/nf_tables-held ]] || rm -f "$S/nf_tables" ;;
+    *) mkdir -p "/sys/module/$1" ;;
+esac""",
+    "lsmod": '[[ ! -e $S/nf_tables ]] || echo "nf_tables 200704 1 nft_chain_nat"',
+    "python3": '[[ $1 != */probe_policies.py ]] || { cat "$S/lacks" 2>/dev/null || true; exit; }; exec /usr/bin/python3 "$@"',
     "sysctl": """
 case $1 in
     -n) sed -n "s/^$2=//p" "$S/sysctl" 2>/dev/null | tail -n1 ;;
     -q) grep -v '^#' "$3" >>"$S/sysctl" ;;
 esac""",
-    "iptables": '[[ ! -e $S/no-nft-compat || -e $S/iptables-legacy ]] || { echo "Extension comment revision 0 not supported" >&2; exit 4; }',
-    "ip6tables": "exit 0",
+    "iptables": """
+[[ ! -e $S/iptables-legacy ]] || exec iptables-legacy "$@"
+[[ $1 != --version ]] || { echo "iptables v1.8.7 (nf_tables)"; exit; }
+touch "$S/nf_tables"
+[[ ! -e $S/no-nft-compat ]] || { echo "Extension comment revision 0 not supported" >&2; exit 4; }""",
+    "iptables-legacy": '[[ $1 != --version ]] || echo "iptables v1.8.7 (legacy)"; [[ ! -e $S/no-tables ]]',
+    "ip6tables": '[[ ! -e $S/no-mangle6 ]]',
+    "ip6tables-legacy": '[[ ! -e $S/no-mangle6 ]]',
     "update-alternatives": 'case $1 in --set) touch "$S/$2-legacy" ;; --auto) rm -f "$S/$2-legacy" ;; esac',
-    "ip": "exit 1",
+    "ip": """
+case $* in
+    *"route show default") [[ -e $S/no-route ]] || echo "default via 10.20.0.1 dev eth0" ;;
+    *"address show"*) echo "2: eth0    inet 10.20.0.2/24 brd 10.20.0.255 scope global eth0" ;;
+    *) exit 1 ;;
+esac""",
+    "sshd": 'cat "$S/sshd" 2>/dev/null || true',
     "ss": 'cat "$S/ssh" 2>/dev/null || true',
     "lsblk": r"""
 device=${*: -1}

@@ -131,7 +131,7 @@ def test_a_check_of_a_fresh_board_says_what_is_missing_and_changes_nothing(machi
 def test_a_dry_run_prints_its_commands_and_changes_nothing(machine, bundle):
     ((code, said),) = machine.run("tree before; install --dry-run --offline /stick --format-nvme; tree after", bundle)
     assert code == 0 and not machine.changed("before", "after"), said
-    for command in ("mkfs.ext4 -q -L predmaint -m 1 /dev/nvme0n1", "mount /var/lib/predmaint", "nvpmodel -m 1", "systemctl restart predmaint-firewall.service",
+    for command in ("mkfs.ext4 -q -L predmaint -m 1 /dev/nvme0n1", "mount /var/lib/predmaint", "nvpmodel -m 1", "systemctl reload-or-restart predmaint-firewall.service",
                     "install -D -m 755 /stick/k3s/k3s-arm64 /usr/local/bin/k3s", "nvidia-ctk cdi generate --mode=csv --output=/etc/cdi/nvidia.yaml"):
         assert f"         {command}\n" in said, f"{command}\n{said}"
 
@@ -142,7 +142,7 @@ def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall
         install --offline /stick --format-nvme; tree first
         install --offline /stick; tree second
         install --check --offline /stick
-        cp -r /etc/predmaint /etc/fstab /etc/rancher/k3s /out; nvpmodel -q >/out/power
+        cp -r /etc/predmaint /etc/fstab /etc/rancher/k3s /out; cp /etc/modules-load.d/predmaint.conf /out/modules.conf; nvpmodel -q >/out/power
         install uninstall; tree kept; nvpmodel -q >/out/power-after
         install uninstall --purge-data; tree gone""", bundle)
     assert first[0] == 0, first[1]
@@ -157,6 +157,10 @@ def test_an_installation_is_whole_and_a_second_one_changes_nothing_and_uninstall
     assert "15W" in (out / "power-after").read_text()
     assert "-s fd00:20::/64 -p tcp --dport 6443" in (out / "predmaint/firewall.v6").read_text()
     assert "10." not in (out / "predmaint/firewall.v6").read_text()
+    assert "/var/lib/predmaint/k3s/agent/images/.cache.json" in tree and "/etc/modprobe.d/predmaint.conf" not in tree  # iptables' nft variant works here
+    assert "disable-network-policy" not in (out / "k3s/config.yaml.d/site.yaml").read_text()
+    modules = (out / "modules.conf").read_text().split()
+    assert modules[:2] == ["br_netfilter", "overlay"] and "xt_set" in modules and "xt_limit" not in modules  # the stand-in has no xt_limit
 
     assert off[0] == 0 and purge[0] == 0, off[1] + purge[1]
     kept = machine.changed("fresh", "kept")
@@ -192,10 +196,60 @@ def test_a_real_drive_gets_a_filesystem_only_where_it_is_blank_and_is_found_agai
 
 
 def test_a_kernel_without_nft_compat_gets_legacy_iptables_and_back(machine, bundle):
-    first, _ = machine.run("touch /run/stand-in/no-nft-compat; install --offline /stick --format-nvme; ls /run/stand-in >/out/during; install uninstall; "
-                           "ls /run/stand-in >/out/after", bundle)
-    assert first[0] == 0, first[1]
-    assert "iptables-legacy" in (machine.folder / "out/during").read_text() and "iptables-legacy" not in (machine.folder / "out/after").read_text()
+    first, second, _ = machine.run("""touch /run/stand-in/no-nft-compat; tree fresh
+        install --offline /stick --format-nvme; ls /run/stand-in >/out/during; cat /etc/modprobe.d/predmaint.conf >/out/modprobe; install --offline /stick
+        install uninstall --purge-data; ls /run/stand-in >/out/after; tree gone""", bundle)
+    assert first[0] == 0 and second[0] == 0 and "doing" not in second[1], first[1] + second[1]
+    during = (machine.folder / "out/during").read_text().split()
+    assert "iptables-legacy" in during and "iptables-legacy" not in (machine.folder / "out/after").read_text().split()
+    # the probe of the nft variant has loaded nf_tables, with which the balancer would fail
+    assert "modprobe -r nft_chain_nat nf_tables" in first[1] and "nf_tables" not in during
+    assert "install nf_tables /bin/false\n" in (machine.folder / "out/modprobe").read_text()
+    assert not machine.changed("fresh", "gone")
+
+
+def test_a_kernel_known_to_lack_nft_compat_is_not_made_to_load_nf_tables(machine, bundle):
+    ((code, said),) = machine.run("touch /run/stand-in/no-nft-compat; mkdir -p /lib/modules/$(uname -r); install --offline /stick --format-nvme", bundle)
+    assert code == 0 and "modprobe -r" not in said and "update-alternatives --set iptables /usr/sbin/iptables-legacy" in said, said
+
+
+def test_nf_tables_in_use_asks_for_a_restart_after_which_it_stays_away(machine, bundle):
+    first, second = machine.run("""touch /run/stand-in/no-nft-compat /run/stand-in/nf_tables-held; install --offline /stick --format-nvme
+        test -f /etc/modprobe.d/predmaint.conf; rm /run/stand-in/nf_tables; install --offline /stick""", bundle)
+    assert first[0] == 2 and "restart this machine, and run this again" in first[1], first[1]
+    assert second[0] == 0, second[1]
+
+
+def test_network_policies_that_the_kernel_can_not_do_are_given_up_by_name_only(machine, bundle):
+    lack = "sets of the kind hash:net,port"
+    refused, done = machine.run(f"""echo '{lack}' >/run/stand-in/lacks; tree before; install --offline /stick --format-nvme; tree after
+        sed 's/^FIREWALL=.*//' /site/site.env >/tmp/without.env; echo NETWORK_POLICIES=no >>/tmp/without.env
+        install --env /tmp/without.env --offline /stick --format-nvme; cp /etc/rancher/k3s/config.yaml.d/site.yaml /out""", bundle)
+    assert refused[0] == 2 and f"a kernel that can do network policies: it lacks {lack}" in refused[1] and not machine.changed("before", "after"), refused[1]
+    assert done[0] == 0 and "disable-network-policy: true" in (machine.folder / "out/site.yaml").read_text(), done[1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces want root")
+@pytest.mark.parametrize("iptables", ["iptables-nft", "iptables-legacy"])
+def test_the_probe_of_policies_leaves_nothing_and_says_what_a_kernel_lacks(iptables):
+    need("iptables iproute2", iptables)
+    probe = BOOTSTRAP / "probe_policies.py"
+    before = run(iptables, "-S").stdout
+    said = run(sys.executable, probe, iptables)
+    assert said.returncode == 0
+    if said.stdout:
+        pytest.skip(f"this kernel lacks {said.stdout}")
+    code = f"import sys; sys.path.insert(0, '{BOOTSTRAP}'); import probe_policies as p; p.SETS += ('hash:nobody',); p.RULES += ('-m nobody -j ACCEPT',); print(p.lacks('{iptables}'))"
+    more = run(sys.executable, "-B", "-c", code)
+    assert more.stdout == f"['sets of the kind hash:nobody', '{iptables} -m nobody -j ACCEPT']\n", more.stderr
+    assert run(iptables, "-S").stdout == before
+
+
+def test_a_k3s_of_somebody_else_is_neither_taken_over_nor_taken_away(machine, bundle):
+    first, off = machine.run("""printf '#!/bin/sh\n' >/usr/local/bin/k3s; mkdir -p /etc/rancher/k3s /var/lib/rancher/k3s; echo '[Unit]' >/etc/systemd/system/k3s.service
+        ln -s k3s /usr/local/bin/kubectl; tree before; install --offline /stick --format-nvme; install uninstall; tree after""", bundle)
+    assert first[0] == 2 and "no other K3s: it was not installed by this script" in first[1] and off[0] == 0
+    assert not machine.changed("before", "after")
 
 
 def test_a_damaged_bundle_is_refused_before_anything_is_changed(machine, bundle, tmp_path):
@@ -225,7 +279,15 @@ def test_a_damaged_bundle_is_refused_before_anything_is_changed(machine, bundle,
     ("printf '#!/bin/sh\\necho Status: active\\n' >/usr/local/bin/ufw; chmod +x /usr/local/bin/ufw", "", "no second firewall: ufw drops"),
     ("echo '0 0 10.20.0.5:22 192.168.7.9:50123' >/run/stand-in/ssh", "", "192.168.7.9 is not all in ADMIN_NETWORKS"),
     ("export SSH_CONNECTION='fe80::1 5000 fe80::2 22'", "", "fe80::1 is not all in ADMIN_NETWORKS"),
-], ids=["jetpack5", "jetpack6.0", "disk", "memory", "no-nvme", "foreign-filesystem", "partitions", "device", "power", "networks", "ufw", "ssh", "ssh6"])
+    ("printf 'port 2222\\nport 2223\\n' >/run/stand-in/sshd", "", "SSH at port 22: sshd listens at 2222 2223, which the firewall would close"),
+    ("printf '#!/bin/sh\\n' >/usr/local/bin/kubectl", "", "no other kubectl at /usr/local/bin/kubectl: a link to K3s' own goes there"),
+    ("touch /run/stand-in/no-route", "", "a default route: K3s does not start without one"),
+    ("", "NODE_IP=10.20.0.9", "the address 10.20.0.9: NODE_IP in site.env is none of this machine's: 10.20.0.2/24"),
+    ("touch /run/stand-in/no-nft-compat /run/stand-in/no-tables", "", "iptables that this kernel supports: neither its nft nor its legacy variant"),
+    ("touch /run/stand-in/no-mangle6", "", "the table mangle for IPv6: this kernel has IPv6"),
+    ("touch /run/stand-in/unit-ntpsec.active", "", "a time service that takes NTP_SERVERS: ntpsec keeps the time here"),
+], ids=["jetpack5", "jetpack6.0", "disk", "memory", "no-nvme", "foreign-filesystem", "partitions", "device", "power", "networks", "ufw", "ssh", "ssh6", "ssh-port", "kubectl", "route", "node-ip",
+        "tables", "mangle6", "ntpsec"])
 def test_what_is_missing_is_said_plainly_before_anything_is_changed(machine, bundle, change, site, told):
     ((code, said),) = machine.run(f"{change}\ntree before; install --offline /stick --format-nvme; tree after", bundle, SITE + site)
     assert code == 2 and told in said and "nothing was changed" in said, said
@@ -256,7 +318,9 @@ def test_a_machine_without_a_gpu_is_a_site_too(machine, release, tmp_path):
     ("--check", "SENSOR_NETWORK=10.0.0.0/8", 1, "line 6: 'SENSOR_NETWORK=10.0.0.0/8' is no setting"), ("--check", "K3S_DISABLE=servicelb", 1, "sensors do not reach the broker"),
     ("--check", "K3S_VERSION=v9.9.9+k3s1", 3, "k3s.sha256 has none: prepare-bundle.sh --record"), ("--offline /site", "", 1, "/site is no bundle"),
     ("--check", "PROFILE=jetsn", 1, "jetson, cpu or auto is expected"), ("--check", "FIREWALL=off", 1, "yes or no is expected"),
-    ("--check", "MIN_DISK_GB=fifty", 1, "a whole number is expected")])
+    ("--check", "MIN_DISK_GB=fifty", 1, "a whole number is expected"), ("--check", "NETWORK_POLICIES=", 1, "yes or no is expected"),
+    ("--check", "OPEN_INTERFACES=a;b", 1, "names of network interfaces are expected"),
+    ("--check", "MIN_MEMORY_MB=", 3, "7000 MB of memory"), ("--check", "PROFILE=cpu\nMIN_MEMORY_MB=", 3, "3700 MB of memory")])
 def test_a_wrong_word_or_setting_is_named(machine, words, site, code, told):
     ((ended, said),) = machine.run(f"install {words}", site=SITE + site)
     assert ended == code and told in said, said
@@ -270,6 +334,8 @@ def test_a_bundle_holds_what_the_release_vouches_for(release, bundle, tmp_path):
     assert "is not in k3s.sha256; only the release's own list vouches for it" in done.stdout
     assert done.stdout.split()[-1] == run("sha256sum", tmp_path / "again/SHA256SUMS").stdout.split()[0]
     assert (bundle / "VERSION").read_text() == f"K3s {VERSION} arm64\n" and (bundle / "installer/install.sh").exists()
+    place = "import verify_site; print(verify_site.CANARY.exists())"
+    assert run(sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, '{bundle}/installer'); {place}").stdout == "True\n"
 
     other = shutil.copytree(release, tmp_path / "other")
     (other / VERSION / "k3s-arm64").write_text("#!/bin/sh\nevil\n")
@@ -278,6 +344,7 @@ def test_a_bundle_holds_what_the_release_vouches_for(release, bundle, tmp_path):
 
 
 def test_a_release_that_changed_under_its_name_is_refused(release, tmp_path):
+    shutil.copytree(ROOT / "edge/triton", tmp_path / "triton")
     installer, other = shutil.copytree(BOOTSTRAP, tmp_path / "installer"), shutil.copytree(release, tmp_path / "other")
     assert prepare(release, tmp_path / "one", "--record", installer=installer).returncode == 0
     assert f"  {VERSION}/k3s-arm64\n" in (installer / "k3s.sha256").read_text()
@@ -319,7 +386,7 @@ def test_the_firewall_lets_in_who_may_and_does_not_cut_their_sessions(machine, b
                            BOOTSTRAP / "files/firewall.sh", machine.folder / "out/predmaint")
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout)
-    assert said["before"] == {who: [22, 6443, 8883, 9090] for who in ("admin", "sensor", "stranger")}
-    assert said["during"] == {"admin": [22, 6443], "sensor": [8883], "stranger": []}
-    assert said["twice"] == said["during"] and said["jumps"] == 1 and said["held"] and said["forwarded"] == {"sensor": True, "stranger": False}
+    assert said["before"] == {who: [22, 6443, 8883, 9090] for who in ("admin", "sensor", "stranger", "usb")}
+    assert said["during"] == {"admin": [22, 6443], "sensor": [8883], "stranger": [], "usb": [22, 6443, 8883, 9090]}
+    assert said["twice"] == said["during"] and said["jumps"] == 1 and said["held"] and said["forwarded"] == {"sensor": True, "stranger": False, "usb": True}
     assert said["after"] == said["before"]

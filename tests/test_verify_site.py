@@ -41,19 +41,24 @@ def verify(folder: Path, *words: object, kubectl: str = "exit 1", what: str = "s
     return done.returncode, {c["check"]: c for c in json.loads((folder / "report.json").read_text())["checks"]}, done.stdout
 
 
-def cluster(folder: Path, ready: str = "True", pods: list | None = None, services: dict | None = None) -> str:
+def cluster(folder: Path, ready: str = "True", pods: list | None = None, services: dict | None = None, gpus: int = 0, policies: int = 1, said: str = "") -> str:
     "A stand-in kubectl of a cluster in this state."
     conditions = [{"type": "Ready", "status": ready, "message": "PLEG"}, {"type": "DiskPressure", "status": "False"}]
-    nodes = [{"metadata": {"name": "edge"}, "status": {"conditions": conditions, "nodeInfo": {"kubeletVersion": "v1.36.4+k3s1"}}}]
-    items = {"nodes": nodes, "pods": pods or [], "services": [{"metadata": {"name": n}, "spec": {"clusterIP": ip}} for n, ip in (services or {}).items()]}
+    nodes = [{"metadata": {"name": "edge"}, "status": {"conditions": conditions, "nodeInfo": {"kubeletVersion": "v1.36.4+k3s1"},
+                                                              "allocatable": {"nvidia.com/gpu": str(gpus)}}}]
+    items = {"nodes": nodes, "pods": pods or [], "services": [{"metadata": {"name": n}, "spec": {"clusterIP": ip}} for n, ip in (services or {}).items()],
+             "networkpolicies": [{}] * policies}
     for kind, found in items.items():
         (folder / f"{kind}.json").write_text(json.dumps({"items": found}))
-    return f'for w in "$@"; do case $w in nodes|pods|services) exec cat {folder}/$w.json ;; esac; done; exit 1'
+    (folder / "exec.txt").write_text(said)
+    return f'for w in "$@"; do case $w in nodes|pods|services|networkpolicies) exec cat {folder}/$w.json ;; exec) exec cat {folder}/exec.txt ;; esac; done; exit 1'
 
 
-def pod(name: str, ready: bool = True, reason: str = "") -> dict:
+def pod(name: str, ready: bool = True, reason: str = "", gpus: int = 0) -> dict:
     state = {"waiting": {"reason": reason}} if reason else {"running": {}}
-    return {"metadata": {"name": name}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}],
+    limits = {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    return {"metadata": {"name": name}, "spec": {"containers": [{"resources": {"limits": limits}}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}],
                                                    "containerStatuses": [{"restartCount": 1, "state": state}]}}
 
 
@@ -123,7 +128,7 @@ def test_a_window_of_the_test_asset_is_acknowledged_and_judged(plant, tmp_path):
         assert way["result"] == "ok", way
         assert way["found"]["engine"] and way["found"]["model"] == plant[2].digest and way["found"]["state"] == "running"
     assert checks["certificates"]["result"] == "ok" and 190 <= checks["certificates"]["found"]["first_to_run_out_in_days"] <= 200
-    assert "a window's way" in said and "13 checks" in said
+    assert "a window's way" in said and "15 checks" in said
 
 
 def test_a_window_that_nobody_judges_fails_the_site(plant, tmp_path):
@@ -217,7 +222,7 @@ def test_triton_is_asked_by_its_canary(tmp_path, make_bundle):
 
 def test_without_a_cluster_it_says_so_and_goes_on(tmp_path):
     _, checks, said = verify(tmp_path, kubectl="echo 'The connection to the server localhost:8080 was refused' >&2; exit 1")
-    assert len(checks) == 13 and checks["disk"]["result"] == checks["memory"]["result"] == "ok"
+    assert len(checks) == 15 and checks["disk"]["result"] == checks["memory"]["result"] == "ok"
     refused = "kubectl reaches no cluster (on the node, run this as root)"
     assert checks["node"] == {"check": "node", "result": "not run", "reason": refused, "seconds": checks["node"]["seconds"]}
     assert checks["grafana"]["reason"] == f"{refused}, and no --address grafana=host:port" and checks["a window's way"]["reason"] == "no --broker, --asset, --bundle"
@@ -232,6 +237,36 @@ def test_a_node_and_its_pods_are_named_where_they_are_not_ready(tmp_path):
     code, checks, _ = verify(tmp_path, kubectl=cluster(tmp_path, ready="Unknown", pods=[pod("agent-0", False, "CrashLoopBackOff")]))
     assert code == 3 and checks["node"]["reason"] == "edge: Ready is Unknown (PLEG)" and "agent-0 is Running (CrashLoopBackOff)" in checks["pods"]["reason"]
     assert "there are none: kubectl apply -k" in verify(tmp_path, kubectl=cluster(tmp_path))[1]["pods"]["reason"]
+
+
+def test_the_gpu_is_asked_of_the_node_as_often_as_pods_want_it(tmp_path):
+    def gpu(gpus: int, asked: int, said: str = "") -> dict:
+        return verify(tmp_path, kubectl=cluster(tmp_path, pods=[pod("triton-x", gpus=asked), pod("agent-0")], gpus=gpus, said=said))[1]["gpu"]
+
+    assert gpu(0, 0)["reason"] == "no pod asks for a GPU"
+    found = gpu(2, 1, "/dev/dri/renderD128 (group 104)\n")["found"]  # the same pods in both namespaces
+    assert found == {"asked": 2, "offered": 2, "closed_to_triton": ["/dev/dri/renderD128 (group 104)"]}
+    short = gpu(1, 1)
+    assert short["result"] == "failed" and "pods ask for 2 nvidia.com/gpu, and the node offers 1" in short["reason"]
+
+
+def test_policies_that_are_not_in_force_fail_the_site(tmp_path):
+    def policies(influxdb: bool, mosquitto: bool, written: int = 3, data: Path = tmp_path / "nowhere") -> dict:
+        said = json.dumps({"influxdb": influxdb, "mosquitto": mosquitto})
+        return verify(tmp_path, "--data", data, kubectl=cluster(tmp_path, policies=written, said=said))[1]["network policies"]
+
+    assert policies(True, False)["found"] == {"written": 6, "refused": "sinks to mosquitto:8884"}
+    assert "sinks reach mosquitto:8884, which no policy allows" in policies(True, True)["reason"]
+    assert "sinks do not reach influxdb:8086" in policies(False, False)["reason"] and "there are none" in policies(True, False, written=0)["reason"]
+    (tmp_path / "data/k3s").mkdir(parents=True)
+    (tmp_path / "bin/iptables-save").write_text("#!/bin/sh\n# stand-in\ncat $0.txt\n")
+    (tmp_path / "bin/iptables-save").chmod(0o755)
+    if os.geteuid() == 0:  # the node's rules are root's to read
+        for rules, result in ((":INPUT ACCEPT [0:0]\n", "failed"), (":INPUT ACCEPT [0:0]\n:KUBE-ROUTER-FORWARD - [0:0]\n:KUBE-NWPLCY-AAAA - [0:0]\n", "ok")):
+            (tmp_path / "bin/iptables-save.txt").write_text(rules)
+            found = policies(True, False, data=tmp_path / "data")
+            assert found["result"] == result, found
+        assert found["found"]["chains"] == 2
 
 
 def test_a_wrong_address_is_refused(tmp_path):

@@ -127,17 +127,21 @@ load() {
 # Settings that have a form.
 settle() {
     local name
-    for name in MIN_MEMORY_MB MIN_DISK_GB SSH_PORT; do
-        [[ ${!name} =~ ^[0-9]{1,9}$ ]] || die 1 "$name=${!name}: a whole number is expected"
-    done
-    for name in LOCK_CLOCKS FIREWALL; do
-        [[ ${!name} =~ ^(yes|no)$ ]] || die 1 "$name=${!name}: yes or no is expected"
-    done
     case $PROFILE in
         auto) [[ -f /etc/nv_tegra_release ]] && PROFILE=jetson || PROFILE=cpu ;;
         jetson | cpu) ;;
         *) die 1 "PROFILE=$PROFILE: jetson, cpu or auto is expected" ;;
     esac
+    [[ -n $MIN_MEMORY_MB ]] || { [[ $PROFILE == jetson ]] && MIN_MEMORY_MB=7000 || MIN_MEMORY_MB=3700; }
+    for name in MIN_MEMORY_MB MIN_DISK_GB SSH_PORT; do
+        [[ ${!name} =~ ^[0-9]{1,9}$ ]] || die 1 "$name=${!name}: a whole number is expected"
+    done
+    for name in LOCK_CLOCKS FIREWALL NETWORK_POLICIES; do
+        [[ ${!name} =~ ^(yes|no)$ ]] || die 1 "$name=${!name}: yes or no is expected"
+    done
+    for name in $OPEN_INTERFACES; do
+        [[ $name =~ ^[A-Za-z0-9_.-]{1,15}$ ]] || die 1 "OPEN_INTERFACES=$OPEN_INTERFACES: names of network interfaces are expected, as \`ip link\` has them"
+    done
 }
 
 # --- the whole, in order
@@ -146,6 +150,8 @@ steps() {
     machine
     power_needs
     data_needs
+    clock_needs
+    kernel_needs
     firewall_needs
     gpu_needs
     k3s_needs
@@ -178,18 +184,20 @@ stop_pods() {
 }
 uninstall() {
     local f
-    no_unit k3s.service || drop_unit k3s.service
-    stop_pods
+    if [[ -n $(before k3s) ]]; then # another's K3s is not ours to stop
+        no_unit k3s.service || drop_unit k3s.service
+        stop_pods
+        ! links_to k3s /usr/local/bin/kubectl || run rm -f /usr/local/bin/kubectl
+        run rm -rf /usr/local/bin/k3s /etc/rancher/k3s
+    fi
     for f in predmaint-firewall.service predmaint-clocks.service; do no_unit "$f" || drop_unit "$f"; done
     [[ -z $(before power) ]] || run nvpmodel -m "$(before power)" </dev/null
     [[ -z $(before nvidia-mode) ]] || run nvidia-ctk config --in-place --set "nvidia-container-runtime.mode=$(before nvidia-mode)"
     [[ -z $(before iptables) ]] || for f in iptables ip6tables; do run update-alternatives --auto "$f"; done
     [[ -z $(before cdi) ]] || run rm -f /etc/cdi/nvidia.yaml
-    [[ -z $(before k3s) ]] || run rm -f /usr/local/bin/k3s
-    ! links_to k3s /usr/local/bin/kubectl || run rm -f /usr/local/bin/kubectl
-    run rm -rf /etc/rancher/k3s /etc/predmaint /usr/local/lib/predmaint \
-        /etc/modules-load.d/predmaint.conf /etc/sysctl.d/90-predmaint.conf "$(own_servers chrony)" "$(own_servers systemd-timesyncd)"
-    for f in /etc/rancher /etc/cdi /etc/systemd/timesyncd.conf.d; do
+    run rm -rf /etc/predmaint /usr/local/lib/predmaint \
+        /etc/modules-load.d/predmaint.conf /etc/modprobe.d/predmaint.conf /etc/sysctl.d/90-predmaint.conf "$(own_servers chrony)" "$(own_servers systemd-timesyncd)"
+    for f in /etc/rancher /etc/cdi /etc/modprobe.d /etc/systemd/timesyncd.conf.d; do
         [[ ! -d $f ]] || run rmdir --ignore-fail-on-non-empty "$f"
     done
     if [[ $PURGE == yes ]]; then

@@ -91,6 +91,7 @@ fi
 
 cp -r "$HERE" "$OUT/installer"
 rm -rf "$OUT/installer/site.env" "$OUT/installer/__pycache__"
+install -D -m 644 "$HERE/../triton/canary.py" "$OUT/triton/canary.py" # where verify_device.py looks for it
 echo "K3s $VERSION $ARCH" >"$OUT/VERSION"
 (cd "$OUT" && find . -type f | LC_ALL=C sort | xargs -d '\n' sha256sum) >"$OUT.sums"
 mv "$OUT.sums" "$OUT/SHA256SUMS"

@@ -18,7 +18,7 @@ machine() {
     need "$MIN_MEMORY_MB MB of memory" "$(awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo) MB are here; MIN_MEMORY_MB in site.env, if you know better" enough_memory
     need "control groups of version 2" "boot without systemd.unified_cgroup_hierarchy=0 (kernel command line)" cgroup2
     local program
-    for program in systemctl:systemd ip:iproute2 ss:iproute2 iptables:iptables modprobe:kmod sysctl:procps mkfs.ext4:e2fsprogs python3:python3; do
+    for program in systemctl:systemd ip:iproute2 ss:iproute2 iptables:iptables modprobe:kmod lsmod:kmod unshare:util-linux sysctl:procps mkfs.ext4:e2fsprogs python3:python3; do
         need "the program ${program%:*}" "apt-get install ${program#*:}" have "${program%:*}"
     done
 }
@@ -142,7 +142,7 @@ data() {
 
 time_service() {
     local s
-    for s in chrony systemd-timesyncd; do
+    for s in chrony systemd-timesyncd ntpsec ntp ntpd openntpd; do
         if active "$s"; then
             echo "$s"
             return
@@ -159,9 +159,14 @@ own_servers() { # where a service reads what is ours
 keeps_time() { time_service >/dev/null; }
 time_wanted() { if have chronyd; then echo chrony; else echo systemd-timesyncd; fi; }
 start_time() { run systemctl enable --now "$(time_wanted)"; }
+takes_servers() { [[ $(time_service || time_wanted) =~ ^(chrony|systemd-timesyncd)$ ]]; }
+clock_needs() {
+    [[ -z $NTP_SERVERS ]] || need "a time service that takes NTP_SERVERS" \
+        "$(time_service) keeps the time here: write the servers into its own configuration, and leave NTP_SERVERS empty" takes_servers
+}
 clock() {
     ensure "a service that keeps the time" keeps_time start_time
-    [[ -n $NTP_SERVERS ]] || return 0
+    [[ -n $NTP_SERVERS ]] && takes_servers || return 0
     local service s
     service=$(time_service || time_wanted)
     if [[ $service == chrony ]]; then
@@ -181,24 +186,62 @@ put_servers() {
 # --- 5. kernel
 
 # Jetson's kernel lacks nft_compat, by which iptables' nft variant uses its extensions, and K3s' network policies end without them
-# (https://github.com/NVIDIA/OpenShell/pull/568). Asked in a network namespace of its own, nothing changes here.
-tables_work() {
-    unshare --net bash -c 'iptables -A FORWARD -m comment --comment x -m conntrack --ctstate NEW -m mark ! --mark 1 -j ACCEPT &&
-        iptables -t nat -A POSTROUTING -m addrtype --dst-type LOCAL -j MASQUERADE && iptables -t mangle -A PREROUTING -m conntrack --ctstate ESTABLISHED -j RETURN' 2>/dev/null
+# (https://github.com/NVIDIA/OpenShell/pull/568). Asked in a network namespace of its own, so that nothing changes here but for modules that the kernel
+# loads; and the nft variant is not even asked where nft_compat is missing, since that would load nf_tables (files/no-nf_tables.conf says what comes of it).
+legacy() { [[ $(iptables --version 2>/dev/null) == *legacy* ]]; }
+tables_work() { # [-legacy]
+    [[ -n ${1-} ]] || legacy || [[ ! -d /lib/modules/$(uname -r) ]] || modprobe -nq nft_compat || return 1
+    # shellcheck disable=SC2016
+    unshare --net bash -c '"$0" -A FORWARD -m comment --comment x -m conntrack --ctstate NEW -m mark ! --mark 1 -j ACCEPT &&
+        "$0" -t nat -A POSTROUTING -m addrtype --dst-type LOCAL -j MASQUERADE && "$0" -t mangle -A PREROUTING -m conntrack --ctstate ESTABLISHED -j RETURN' \
+        "iptables${1-}" 2>/dev/null
+}
+mangle6() {
+    [[ ! -e /proc/net/if_inet6 ]] || unshare --net "ip6tables${1-}" -t mangle -A PREROUTING -m conntrack --ctstate ESTABLISHED -j RETURN 2>/dev/null
+}
+kernel_needs() {
+    have iptables && have unshare || return 0 # said already
+    local variant='' lacks=''
+    tables_work '' || variant=-legacy
+    need "iptables that this kernel supports" "neither its nft nor its legacy variant can do what K3s asks for: comment, conntrack, mark, addrtype, MASQUERADE, and the table mangle. \
+This kernel has to be another one, or to get these modules" tables_work "$variant"
+    [[ $FIREWALL == no ]] || need "the table mangle for IPv6" "this kernel has IPv6, and the firewall could not close it: load ip6table_mangle, or boot with ipv6.disable=1" mangle6 "$variant"
+    [[ $NETWORK_POLICIES == yes ]] || return 0
+    lacks=$(python3 "$HERE/probe_policies.py" "iptables$variant" 2>&1) || true
+    need "a kernel that can do network policies" "it lacks $lacks.
+         K3s would go on without a word, and let every pod talk to every other one. Build these modules for your kernel (Jetson's is known for it:
+         https://github.com/NVIDIA/NemoClaw/pull/249, https://github.com/jetsonhacks/jetson-orin-kernel-builder), or write NETWORK_POLICIES=no into
+         site.env, if you have read there what that means" test -z "$lacks"
 }
 legacy_tables() {
     remember iptables auto
     local t
     for t in iptables ip6tables; do run update-alternatives --set "$t" "/usr/sbin/$t-legacy"; done
 }
-modules() { grep -v '^#' "$HERE/files/modules.conf"; }
+modules() { # those that this kernel has, and the first two in any case
+    local m
+    grep -v '^#' "$HERE/files/modules.conf" | while read -r m; do
+        case $m in br_netfilter | overlay) echo "$m" ;; *) ! modprobe -nq "$m" || echo "$m" ;; esac
+    done
+}
 modules_loaded() {
     local m
-    while read -r m; do [[ -d /sys/module/$m ]] || return 1; done < <(modules)
+    while read -r m; do
+        [[ -d /sys/module/$m || -z $(modprobe -nv "$m" 2>&1) ]] || return 1 # what is built in has no folder, and nothing to load
+    done <"$WORK/modules"
 }
 load_modules() {
     local m
-    while read -r m; do run modprobe "$m"; done < <(modules)
+    while read -r m; do run modprobe "$m"; done <"$WORK/modules"
+}
+without_nf_tables() { ! lsmod | grep -q '^nf_tables '; }
+unload_nf_tables() {
+    local users
+    users=$(lsmod | awk '$1 == "nf_tables" { gsub(",", " ", $4); print $4 }')
+    # shellcheck disable=SC2086
+    run modprobe -r $users nf_tables || true # the next line looks
+    without_nf_tables || [[ $MODE == dry-run ]] ||
+        die 2 "the module nf_tables is in use, such as by rules of Docker. From the next start on it stays away: restart this machine, and run this again"
 }
 sysctl_set() {
     local name value
@@ -209,11 +252,16 @@ sysctl_set() {
 set_sysctl() { run sysctl -q -p /etc/sysctl.d/90-predmaint.conf; }
 
 kernel() {
-    file "$HERE/files/modules.conf" /etc/modules-load.d/predmaint.conf
+    modules >"$WORK/modules"
+    file "$WORK/modules" /etc/modules-load.d/predmaint.conf
     ensure "kernel modules for the pods' network" modules_loaded load_modules
     file "$HERE/files/sysctl.conf" /etc/sysctl.d/90-predmaint.conf
     ensure "kernel parameters that the kubelet demands" sysctl_set set_sysctl
     ensure "iptables with the extensions that K3s uses" tables_work legacy_tables
+    if legacy; then
+        file "$HERE/files/no-nf_tables.conf" /etc/modprobe.d/predmaint.conf
+        ensure "the module nf_tables away, with which the balancer in front of the broker fails" without_nf_tables unload_nf_tables
+    fi
 }
 
 # --- 6. firewall
@@ -237,6 +285,8 @@ ssh_peers() {
     [[ -z ${SSH_CONNECTION-} ]] || echo "${SSH_CONNECTION%% *}"
 }
 no_ufw() { ! have ufw || ! ufw status | grep -q "^Status: active"; }
+ssh_ports() { sshd -T 2>/dev/null | sed -n 's/^port //p'; }
+ssh_is_there() { [[ -z $(ssh_ports) ]] || ssh_ports | grep -qx "$SSH_PORT"; }
 lets_us_stay() {
     local a
     for a in $(ssh_peers | sort -u); do within "$ADMIN_NETWORKS" "$a" || return 1; done
@@ -246,7 +296,7 @@ rules() { # VERSION
     [[ $1 == 4 ]] || { icmp=ipv6-icmp dhcp=546; }
     echo "*mangle"
     echo ":PREDMAINT - [0:0]"
-    for n in lo cni0; do echo "-A PREDMAINT -i $n -j RETURN"; done
+    for n in lo cni0 $OPEN_INTERFACES; do echo "-A PREDMAINT -i $n -j RETURN"; done
     echo "-A PREDMAINT -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
     echo "-A PREDMAINT -p $icmp -j RETURN"
     echo "-A PREDMAINT -p udp --dport $dhcp -j RETURN"
@@ -265,13 +315,14 @@ firewall_needs() {
     need "no second firewall" "ufw drops what pods say to each other (https://docs.k3s.io/installation/requirements): sudo ufw disable, or FIREWALL=no" no_ufw
     [[ $SENSOR_NETWORKS == none ]] ||
         need "where sensors are" "write SENSOR_NETWORKS into site.env, networks such as 10.30.0.0/24, or none ('$SENSOR_NETWORKS' is neither)" networks "$SENSOR_NETWORKS"
+    need "SSH at port $SSH_PORT" "sshd listens at $(ssh_ports | paste -sd' '), which the firewall would close: write that as SSH_PORT into site.env" ssh_is_there
     ! networks "$ADMIN_NETWORKS" || need "a firewall that does not cut who is here by SSH" \
         "$(ssh_peers | sort -u | paste -sd' ') is not all in ADMIN_NETWORKS ($ADMIN_NETWORKS): add it to site.env, or come from there" lets_us_stay
 }
 firewall_current() { unit_up predmaint-firewall.service && [[ $FIREWALL_CHANGED == no ]]; }
 start_firewall() {
     run systemctl enable predmaint-firewall.service
-    run systemctl restart predmaint-firewall.service
+    run systemctl reload-or-restart predmaint-firewall.service # a reload puts the new rules in the place of the old ones: no moment without
     FIREWALL_CHANGED=no
 }
 put_rules() {
@@ -301,10 +352,11 @@ firewall() {
 # JetPack lists: the device plugin calls the GPU `tegra`, which a runtime in CDI mode can't resolve (https://github.com/kubeedge/kubeedge/issues/6425).
 # The CDI specification is for those who ask for nvidia.com/gpu=all by name (https://nvidia-isaac-ros.github.io/getting_started/compute/jetson_vpi.html).
 # The plugin knows Tegra since 0.13 with toolkit 1.11 (https://github.com/NVIDIA/k8s-device-plugin/issues/297); 0.17.1 with toolkit 1.17.7 is reported to
-# work on an Orin Nano with L4T 36.4 and K3s (https://github.com/NVIDIA/gpu-operator/issues/1453), and 0.19.3 not to find a Jetson
-# (https://github.com/NVIDIA/k8s-device-plugin/issues/1963).
+# work on an Orin Nano and K3s (https://github.com/NVIDIA/gpu-operator/issues/1453), though with JetPack 6.1, a containerd installed beside K3s, and CDI:
+# not with what is set up here. 0.19.3 is reported not to find a Jetson (https://github.com/NVIDIA/k8s-device-plugin/issues/1963). Nobody we know of has
+# reported on exactly these parts together, so verify_device.py asks the node whether it offers the GPU. `nvidia-ctk config` exists since 1.14.
 
-toolkit_new() { [[ $(nvidia-ctk --version 2>/dev/null | sed -nE 's/.* ([0-9]+)\.([0-9]+)\..*/\1 \2/p' | head -n1 | awk '{ print $1 * 1000 + $2 }') -ge 1012 ]]; }
+toolkit_new() { [[ $(nvidia-ctk --version 2>/dev/null | sed -nE 's/.* ([0-9]+)\.([0-9]+)\..*/\1 \2/p' | head -n1 | awk '{ print $1 * 1000 + $2 }') -ge 1014 ]]; }
 csv_mode() { grep -Eq '^ *mode *= *"csv"' /etc/nvidia-container-runtime/config.toml 2>/dev/null; }
 set_csv_mode() {
     remember nvidia-mode "$(sed -nE '/^\[nvidia-container-runtime\]/,/^\[/s/^ *mode *= *"(.*)"/\1/p' /etc/nvidia-container-runtime/config.toml 2>/dev/null | grep . || echo auto)"
@@ -320,7 +372,7 @@ make_cdi() {
 
 gpu_needs() {
     [[ $PROFILE == jetson ]] || return 0
-    need "NVIDIA's container toolkit, 1.12 or later" "apt-get install nvidia-container-toolkit (JetPack's own source of packages has it)" toolkit_new
+    need "NVIDIA's container toolkit, 1.14 or later" "apt-get install nvidia-container-toolkit (JetPack's own source of packages has it)" toolkit_new
     need "NVIDIA's container runtime" "apt-get install nvidia-container-toolkit" have nvidia-container-runtime
 }
 gpu() {
@@ -331,7 +383,23 @@ gpu() {
 
 # --- 8. K3s
 
+# One that somebody else installed is left alone: it may have pods of its own, and its data elsewhere.
+no_other_k3s() {
+    local f
+    [[ -z $(before k3s) ]] || return 0
+    for f in /usr/local/bin/k3s /etc/systemd/system/k3s{,-agent}.service /var/lib/rancher/k3s; do [[ ! -e $f ]] || return 1; done
+}
+no_other_kubectl() { [[ ! -e /usr/local/bin/kubectl ]] || links_to k3s /usr/local/bin/kubectl; }
+default_route() { [[ -n $(ip -4 route show default; ip -6 route show default) ]]; }
+own_address() { ip -o address show | grep -qF " $NODE_IP/"; }
+
 k3s_needs() {
+    need "no other K3s" "it was not installed by this script, which does not take it over: take it away (k3s-uninstall.sh), or install the site on another machine" no_other_k3s
+    need "no other kubectl at /usr/local/bin/kubectl" "a link to K3s' own goes there: move yours elsewhere (such as /usr/bin), or remove it" no_other_kubectl
+    need "a default route" "K3s does not start without one, even where it leads nowhere (https://docs.k3s.io/installation/airgap). Where the plant's network has no
+         gateway, give it one that ends here, and write NODE_IP into site.env:
+         nmcli connection add type dummy ifname dummy0 con-name dummy0 ipv4.method manual ipv4.addresses 203.0.113.254/31 ipv4.gateway 203.0.113.255 ipv4.route-metric 1000" default_route
+    [[ -z $NODE_IP ]] || need "the address $NODE_IP" "NODE_IP in site.env is none of this machine's: $(ip -o address show scope global | awk '{ print $4 }' | paste -sd' ')" own_address
     [[ " $K3S_DISABLE " != *" servicelb "* ]] || die 1 "K3S_DISABLE has servicelb, without which sensors do not reach the broker: take it out of site.env"
     [[ -z $REGISTRIES_FILE ]] || need "$REGISTRIES_FILE" "REGISTRIES_FILE in site.env names a file that is not there" test -f "$REGISTRIES_FILE"
     read -r PROGRAM IMAGES < <(k3s_files "${ARCH:-amd64}")
@@ -362,6 +430,8 @@ put_k3s() {
     remember k3s ours
     put_file "$from" /usr/local/bin/k3s 755
 }
+is_there() { [[ -e $1 ]]; }
+make_empty() { run install -D -m 600 /dev/null "$1"; }
 links_to() { [[ $(readlink "$2" || true) == "$1" ]]; }
 link() { run ln -sfn "$1" "$2"; }
 k3s_current() { unit_up k3s.service && [[ $K3S_CHANGED == no ]]; }
@@ -386,6 +456,8 @@ wait_ready() {
 cluster() {
     {
         echo "node-name: ${NODE_NAME:-$(uname -n | tr '[:upper:]' '[:lower:]')}"
+        [[ -z $NODE_IP ]] || echo "node-ip: $NODE_IP"
+        [[ $NETWORK_POLICIES == yes ]] || echo "disable-network-policy: true" # which may fail half-way on such a kernel
         [[ -z $API_NAMES ]] || printf 'tls-san: [%s]\n' "${API_NAMES// /, }"
         [[ -z $K3S_DISABLE ]] || printf 'disable: [%s]\n' "${K3S_DISABLE// /, }"
     } >"$WORK/site.yaml"
@@ -401,6 +473,8 @@ cluster() {
         for f in "$BUNDLE"/k3s/"$IMAGES" "$BUNDLE"/images/*.tar; do
             [[ ! -f $f ]] || file "$f" "$DATA/k3s/agent/images/${f##*/}"
         done
+        # K3s imports what is new or changed, and not all of it at each start: https://github.com/k3s-io/k3s, pkg/agent/containerd/watcher.go
+        ensure "the list of archives that K3s has imported" is_there make_empty "$DATA/k3s/agent/images/.cache.json"
         [[ ! -f $BUNDLE/manifests/site.yaml ]] || file "$BUNDLE/manifests/site.yaml" "$DATA/manifests/site.yaml"
     fi
     file "$HERE/files/k3s.service" /etc/systemd/system/k3s.service

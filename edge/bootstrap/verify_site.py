@@ -33,6 +33,28 @@ CANARY = Path(__file__).parent.parent / "triton/canary.py"
 NAMESPACES = ("predmaint", "predmaint-node")
 PORTS = {"triton": 8000, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000, "influxdb": 8086, "mosquitto": 8883}
 FREE_SHARE, FREE_MB, HOT_C, OFF_S, DAYS = 0.1, 300, 90.0, 1.0, 14  # below, below, above, above, below: failed
+GPU = "nvidia.com/gpu"
+# In a pod of the sinks: a part that they may reach, and one that they may not
+REACH = """
+import json, socket
+reached = {}
+for name, port in (("influxdb", 8086), ("mosquitto", 8884)):
+    try:
+        socket.create_connection((name, port), timeout=3).close()
+        reached[name] = True
+    except OSError:
+        reached[name] = False
+print(json.dumps(reached))
+"""
+# In Triton's container: devices that it has, and may not open
+CLOSED = """
+import os, stat
+for top, _, files in os.walk("/dev"):
+    for path in (os.path.join(top, f) for f in files):
+        kind = os.stat(path)
+        if stat.S_ISCHR(kind.st_mode) and not os.access(path, os.R_OK | os.W_OK):
+            print(f"{path} (group {kind.st_gid})")
+"""
 FIRING = 'count by (alertname) (ALERTS{alertstate="firing"})'
 
 
@@ -41,21 +63,26 @@ class NotRun(Exception):
 
 
 def kubectl(*words: str) -> dict:
-    "What the cluster says, from its JSON. Raises `NotRun` where there is no cluster to ask."
+    "What the cluster has, from its JSON. Raises `NotRun` where there is no cluster to ask."
+    return json.loads(run_kubectl(*words, "-o", "json"))
+
+
+def run_kubectl(*words: str) -> str:
+    "What kubectl says. Raises `NotRun` where there is no cluster to ask, and `CheckFailed`."
     program = shutil.which("kubectl") or shutil.which("k3s")
     if program is None:
         raise NotRun("no kubectl on this machine")
-    command = [program, *(["kubectl"] if program.endswith("k3s") else []), "--request-timeout=10s", *words, "-o", "json"]
+    command = [program, *(["kubectl"] if program.endswith("k3s") else []), "--request-timeout=10s", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
-        raise CheckFailed(f"kubectl {' '.join(words)}: no answer within 30 s") from None
+        raise CheckFailed(f"kubectl {' '.join(words[:4])}: no answer within 30 s") from None
     if done.returncode:
         why = done.stderr.strip().rpartition("\n")[2]
         if "localhost:8080" in done.stderr or "permission denied" in done.stderr:  # kubectl without a configuration, or without the right to read it
             raise NotRun("kubectl reaches no cluster (on the node, run this as root)")
-        raise CheckFailed(f"kubectl {' '.join(words)}: {why}")
-    return json.loads(done.stdout)
+        raise CheckFailed(f"kubectl {' '.join(words[:4])}: {why}")
+    return done.stdout
 
 
 def get(url: str, timeout_s: float = 10) -> Any:
@@ -100,8 +127,8 @@ class Site:
         self._services: dict[str, str] | NotRun | None = None
 
     def checks(self) -> dict[str, Callable[[], dict]]:
-        return {"disk": self.disk, "memory": self.memory, "temperature": self.temperature, "clock": self.clock, "node": self.node, "pods": self.pods,
-                "triton's canary": self.triton, "prometheus": self.prometheus, "alertmanager": self.alertmanager, "grafana": self.grafana,
+        return {"disk": self.disk, "memory": self.memory, "temperature": self.temperature, "clock": self.clock, "node": self.node, "pods": self.pods, "gpu": self.gpu,
+                "network policies": self.policies, "triton's canary": self.triton, "prometheus": self.prometheus, "alertmanager": self.alertmanager, "grafana": self.grafana,
                 "influxdb": self.influxdb, "certificates": self.valid, "a window's way": self.window}
 
     # the machine
@@ -169,6 +196,37 @@ class Site:
         if wrong or not pods:
             raise CheckFailed("; ".join(wrong) or "there are none: kubectl apply -k edge/k3s/overlays/…")
         return {"pods": len(pods), "restarts": restarts}
+
+    def gpu(self) -> dict:
+        "As many as pods ask for are offered by the node; and Triton may open what it was handed."
+        pods = [p for namespace in NAMESPACES for p in kubectl("-n", namespace, "get", "pods")["items"] if p["status"].get("phase") not in ("Succeeded", "Failed")]
+        asked = sum(int(c.get("resources", {}).get("limits", {}).get(GPU, 0)) for p in pods for c in p["spec"]["containers"])
+        if not asked:
+            raise NotRun("no pod asks for a GPU")
+        offered = sum(int(n["status"].get("allocatable", {}).get(GPU, 0)) for n in kubectl("get", "nodes")["items"])
+        if offered < asked:
+            raise CheckFailed(f"pods ask for {asked} {GPU}, and the node offers {offered}: kubectl -n predmaint-node logs daemonset/device-plugin; is "
+                              "/etc/nvidia-container-runtime/config.toml in its mode csv (install.sh --check)?")
+        closed = run_kubectl("-n", NAMESPACES[0], "exec", "deployment/triton", "-c", "triton", "--", "python3", "-c", CLOSED).split("\n")[:-1]
+        return {"asked": asked, "offered": offered, "closed_to_triton": closed}
+
+    def policies(self) -> dict:
+        "What no policy allows is refused, what one allows is not; and on the node its rules are seen."
+        written = sum(len(kubectl("-n", namespace, "get", "networkpolicies")["items"]) for namespace in NAMESPACES)
+        if not written:
+            raise CheckFailed("there are none: kubectl apply -k edge/k3s/overlays/…")
+        found: dict[str, Any] = {"written": written}
+        if os.geteuid() == 0 and (self.data / "k3s").exists() and (program := shutil.which("iptables-save")):
+            rules = subprocess.run([program, "-t", "filter"], capture_output=True, text=True, timeout=30, check=True).stdout
+            found["chains"] = sum(line.startswith((":KUBE-ROUTER-", ":KUBE-NWPLCY-")) for line in rules.splitlines())
+            if not found["chains"]:
+                raise CheckFailed(f"{written} are written, and none is in iptables: everybody reaches everybody. See journalctl -u k3s | grep -i 'network policy', and install.sh --check")
+        reached = json.loads(run_kubectl("-n", NAMESPACES[0], "exec", "deployment/sinks", "--", "python", "-c", REACH))
+        if reached["mosquitto"]:
+            raise CheckFailed("sinks reach mosquitto:8884, which no policy allows: policies are not in force. See journalctl -u k3s | grep -i 'network policy', and install.sh --check")
+        if not reached["influxdb"]:
+            raise CheckFailed("sinks do not reach influxdb:8086, which their policy allows: is it there (kubectl -n predmaint get pods)?")
+        return found | {"refused": "sinks to mosquitto:8884"}
 
     def address(self, name: str) -> str:
         "host:port of a service. Raises `NotRun` where nobody says it."
