@@ -196,10 +196,11 @@ def test_a_real_drive_gets_a_filesystem_only_where_it_is_blank_and_is_found_agai
 
 
 def test_a_kernel_without_nft_compat_gets_legacy_iptables_and_back(machine, bundle):
-    first, second, _ = machine.run("""touch /run/stand-in/no-nft-compat; tree fresh
-        install --offline /stick --format-nvme; ls /run/stand-in >/out/during; cat /etc/modprobe.d/predmaint.conf >/out/modprobe; install --offline /stick
+    check, first, second, _ = machine.run("""touch /run/stand-in/no-nft-compat; tree fresh
+        install --check --offline /stick --format-nvme; install --offline /stick --format-nvme; ls /run/stand-in >/out/during; cat /etc/modprobe.d/predmaint.conf >/out/modprobe; install --offline /stick
         install uninstall --purge-data; ls /run/stand-in >/out/after; tree gone""", bundle)
     assert first[0] == 0 and second[0] == 0 and "doing" not in second[1], first[1] + second[1]
+    assert "missing  the module nf_tables away" in check[1]
     during = (machine.folder / "out/during").read_text().split()
     assert "iptables-legacy" in during and "iptables-legacy" not in (machine.folder / "out/after").read_text().split()
     # the probe of the nft variant has loaded nf_tables, with which the balancer would fail
@@ -374,6 +375,23 @@ def test_a_bundle_carries_the_images_of_its_manifests(release, base, tmp_path):
         assert json.loads(index)["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"] == f"{name}:1"
     finally:
         podman("rmi", "--force", f"{name}:1")
+
+
+def test_the_overlay_of_the_page_makes_a_site_of_both_kinds(tmp_path):
+    need("kubectl", "kubectl")
+    page = json.loads((ROOT / "nbs/tutorials/jetson.ipynb").read_text())
+    text = next(t for c in page["cells"] if "```yaml\n" in (t := "".join(c["source"]))).split("```yaml\n")[1].split("```")[0]
+    shutil.copytree(ROOT / "edge/k3s", tmp_path / "edge/k3s")
+    for name in ("mosquitto", "prometheus", "alertmanager", "grafana"):
+        shutil.copytree(ROOT / "edge" / name, tmp_path / "edge" / name)
+    shutil.copytree(ROOT / "edge/k3s/site", tmp_path / "lyon/site")
+    for overlay in ("jetson", "cpu"):
+        shutil.rmtree(tmp_path / "lyon/images", ignore_errors=True)
+        shutil.copytree(ROOT / f"edge/k3s/overlays/{overlay}/images", tmp_path / "lyon/images")
+        lines = [line for line in text.splitlines() if overlay == "jetson" or "/gpu" not in line]
+        (tmp_path / "lyon/kustomization.yaml").write_text("\n".join(lines) + "\n")
+        mine, shipped = (run("kubectl", "kustomize", p) for p in (tmp_path / "lyon", ROOT / f"edge/k3s/overlays/{overlay}"))
+        assert mine.returncode == 0 and mine.stdout == shipped.stdout, mine.stderr
 
 
 # the firewall, in namespaces of the network: real packets

@@ -221,7 +221,7 @@ legacy_tables() {
 modules() { # those that this kernel has, and the first two in any case
     local m
     grep -v '^#' "$HERE/files/modules.conf" | while read -r m; do
-        case $m in br_netfilter | overlay) echo "$m" ;; *) ! modprobe -nq "$m" || echo "$m" ;; esac
+        case $m in br_netfilter | overlay) echo "$m" ;; *) ! modprobe -nq "$m" 2>/dev/null || echo "$m" ;; esac
     done
 }
 modules_loaded() {
@@ -258,7 +258,7 @@ kernel() {
     file "$HERE/files/sysctl.conf" /etc/sysctl.d/90-predmaint.conf
     ensure "kernel parameters that the kubelet demands" sysctl_set set_sysctl
     ensure "iptables with the extensions that K3s uses" tables_work legacy_tables
-    if legacy; then
+    if legacy || ! tables_work ''; then
         file "$HERE/files/no-nf_tables.conf" /etc/modprobe.d/predmaint.conf
         ensure "the module nf_tables away, with which the balancer in front of the broker fails" without_nf_tables unload_nf_tables
     fi

@@ -51,7 +51,7 @@ CLOSED = """
 import os, stat
 for top, _, files in os.walk("/dev"):
     for path in (os.path.join(top, f) for f in files):
-        kind = os.stat(path)
+        kind = os.lstat(path)
         if stat.S_ISCHR(kind.st_mode) and not os.access(path, os.R_OK | os.W_OK):
             print(f"{path} (group {kind.st_gid})")
 """
