@@ -234,7 +234,7 @@ load_modules() {
     local m
     while read -r m; do run modprobe "$m"; done <"$WORK/modules"
 }
-without_nf_tables() { ! lsmod | grep -q '^nf_tables '; }
+without_nf_tables() { [[ -z $(lsmod | awk '$1 == "nf_tables"') ]]; }
 unload_nf_tables() {
     local users
     users=$(lsmod | awk '$1 == "nf_tables" { gsub(",", " ", $4); print $4 }')
@@ -391,7 +391,7 @@ no_other_k3s() {
 }
 no_other_kubectl() { [[ ! -e /usr/local/bin/kubectl ]] || links_to k3s /usr/local/bin/kubectl; }
 default_route() { [[ -n $(ip -4 route show default; ip -6 route show default) ]]; }
-own_address() { ip -o address show | grep -qF " $NODE_IP/"; }
+own_address() { [[ $(ip -o address show) == *" $NODE_IP/"* ]]; }
 
 k3s_needs() {
     need "no other K3s" "it was not installed by this script, which does not take it over: take it away (k3s-uninstall.sh), or install the site on another machine" no_other_k3s
