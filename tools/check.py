@@ -47,6 +47,19 @@ def parameters() -> bool:
     return not wrong
 
 
+def headed() -> bool:
+    "The first cell of a chapter is its title and its promise: what else stands in it is on no page."
+    import nbformat
+
+    wrong = []
+    for p in sorted(ROOT.glob("nbs/**/*.ipynb")):
+        text = nbformat.read(p, 4).cells[0].source
+        if "\n> " in text and "\n" in text.split("\n> ", 1)[1].strip():
+            wrong.append(p)
+            print(f"  {p.relative_to(ROOT)}: put what follows the promise into a cell of its own")
+    return not wrong
+
+
 def fresh() -> bool:
     print("- README and sidebar", flush=True)
     if (ROOT / "README.md").read_text() != readme():
@@ -59,5 +72,5 @@ def fresh() -> bool:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
-        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (fresh,))]
+        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (headed,), (fresh,))]
     sys.exit(0 if all(check.result() for check in checks) else 3)
