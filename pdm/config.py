@@ -7,6 +7,7 @@ __all__ = ['Settings', 'load_settings', 'BearingRecord', 'SensorRecord', 'Stream
 
 # %% ../nbs/config.ipynb #conf06eb9d
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -14,7 +15,8 @@ from urllib.parse import urlsplit
 import yaml
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, SettingsError,
+                               TomlConfigSettingsSource)
 
 from .data.window import AssetPath
 from .errors import InvalidConfig
@@ -167,22 +169,42 @@ class Settings(BaseSettings):
         return Path(path) if path else self.state_dir / name
 
 
+def _check_secrets(folder: Path) -> None:
+    "Raises `InvalidConfig` for a file of the folder that is meant as a setting and is none: it would be passed over, and the setting with it."
+    if not folder.is_dir():
+        raise InvalidConfig(f"PREDMAINT_SECRETS names {folder}, and there is no such folder")
+    prefix, known = Settings.model_config["env_prefix"].lower(), sorted(Settings.model_fields)
+    for file in sorted(f for f in folder.iterdir() if f.name.lower().startswith(prefix)):
+        name = file.name.lower().removeprefix(prefix)
+        if name not in known:
+            near = [f"{prefix.upper()}{n.upper()}" for n in get_close_matches(name, known, 1)]
+            raise InvalidConfig(f"{file}: there is no such setting{f'; did you mean {near[0]}?' if near else ''}")
+        if not file.is_file():
+            raise InvalidConfig(f"{file} is no file: expected one with the value of {name} in it")
+        try:
+            file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise InvalidConfig(f"{file} can't be read: {e}") from e
+
+
 def load_settings(**given: Any  # what the command line was given, before all else
 ) -> Settings:
     "The settings in force. Raises `InvalidConfig`, naming each setting that is wrong."
     file = os.environ.get("PREDMAINT_SETTINGS")
     if file and not Path(file).is_file():
         raise InvalidConfig(f"PREDMAINT_SETTINGS names {file}, and there is no such file")
-    folder = os.environ.get("PREDMAINT_SECRETS")
-    if folder and not Path(folder).is_dir():
-        raise InvalidConfig(f"PREDMAINT_SECRETS names {folder}, and there is no such folder")
+    if folder := os.environ.get("PREDMAINT_SECRETS"):
+        _check_secrets(Path(folder))
     try:
         return Settings(**{k: v for k, v in given.items() if v is not None})
     except ValidationError as e:
         wrong = "; ".join(f"{'.'.join(map(str, err['loc']))}: {err['msg'].removeprefix('Value error, ')}" for err in e.errors())
         raise InvalidConfig(f"settings: {wrong}") from e
+    except SettingsError as e:  # a list or a table that is no JSON
+        where = str(e).replace('source "SecretsSettingsSource"', str(folder)).replace('source "EnvSettingsSource"', "the environment")
+        raise InvalidConfig(f"settings: {where}: expected JSON, as in [\"mqtt:\"]") from e
     except ValueError as e:  # TOML that can't be read
-        raise InvalidConfig(f"predmaint.toml can't be read: {e}") from e
+        raise InvalidConfig(f"{file or 'predmaint.toml'} can't be read: {e}") from e
 
 # %% ../nbs/config.ipynb #conf3ac50c
 class _Strict(BaseModel):

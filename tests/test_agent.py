@@ -39,10 +39,17 @@ def site(make_bundle, tmp_path):
 
 @pytest.fixture
 def at_work(site):
-    "An agent, its journal and its bus."
+    "An agent, its journal and its bus; the one before ends."
     agents = []
 
+    def end():
+        while agents:
+            agent, journal = agents.pop()
+            agent.stop(1.0)
+            journal.close()
+
     def start(load=None):
+        end()
         journal, bus = Moody(site.journal_file), Hand()
         agent = Agent(bus, journal, own(load_assets(site.folder / "assets.yaml"), load or InProcess().load, journal), diagnose, batch=8)
         agents.append((agent, journal))
@@ -50,9 +57,7 @@ def at_work(site):
         return agent, journal, bus
 
     yield start
-    for agent, journal in agents:
-        agent.stop(1.0)
-        journal.close()
+    end()
 
 
 def test_what_can_not_be_written_at_the_end_keeps_what_follows_from_being_acknowledged(at_work, site):
@@ -116,3 +121,40 @@ def test_a_broker_that_has_forgotten_everything_is_told_acknowledgements_and_ala
     wait_for(lambda: bus.topics("/asset/verdict"))
     assert b'"state":"unacknowledged"' in bus.topics("/asset/verdict")[-1]
     assert [decode_ack(p) for p in bus.topics("/ack")] == [(7, 3)]
+
+
+def counted(agent, name):
+    return agent.metrics.registry.get_sample_value(f"pdm_{name}_total", {"asset": path_of(0)})
+
+
+def test_an_alarm_that_was_counted_before_a_restart_is_excused_after_it_and_once(at_work):
+    agent, _, bus = at_work()
+    bus.unread.append([message(window(n, level=100.0)) for n in range(4)])
+    wait_for(lambda: counted(agent, "alarm_episodes") == 1)
+    for labelled in (1, 0):
+        agent, _, _ = at_work()
+        for reason in ("process", "damage"):
+            agent.command(Command(asset=path_of(0), action="label", by="mia", reason=reason))
+        wait_for(lambda agent=agent: agent.metrics.registry.get_sample_value("pdm_alarms_total", {"kind": "labelled"}) == 2)
+        assert (counted(agent, "alarm_episodes"), counted(agent, "alarm_episodes_excused")) == (0, labelled)
+
+
+def test_a_late_window_shows_that_its_sensor_is_heard_and_nothing_of_the_machine(at_work):
+    agent, _, bus = at_work()
+
+    def shown(name):
+        return agent.metrics.registry.get_sample_value(name, {"asset": path_of(0), "stream": STREAM})
+
+    def done(result, n):
+        wait_for(lambda: agent.metrics.registry.get_sample_value("pdm_windows_total", {"result": result}) == n and (shown("pdm_window_last_timestamp_seconds") or 0) > last)
+
+    last = 0
+    bus.unread.append([message(window(n)) for n in (0, 1, 3)])
+    done("scored", 3)
+    score, last = shown("pdm_score"), shown("pdm_window_last_timestamp_seconds")
+    bus.unread.append([message(window(2, level=100.0))])
+    done("late", 1)
+    assert shown("pdm_score") == score < 10
+    bus.unread += [[message(window(5))], [message(window(6)), message(window(4, level=100.0))]]  # and one beside what is new
+    done("late", 2)
+    assert shown("pdm_score") < 10

@@ -41,9 +41,10 @@ def verify(folder: Path, *words: object, kubectl: str = "exit 1", what: str = "s
     return done.returncode, {c["check"]: c for c in json.loads((folder / "report.json").read_text())["checks"]}, done.stdout
 
 
-def cluster(folder: Path, ready: str = "True", pods: list | None = None, services: dict | None = None, gpus: int = 0, policies: int = 1, said: str = "") -> str:
+def cluster(folder: Path, ready: str = "True", pressure: str = "False", pods: list | None = None, services: dict | None = None, gpus: int = 0, policies: int = 1,
+            said: str = "") -> str:
     "A stand-in kubectl of a cluster in this state."
-    conditions = [{"type": "Ready", "status": ready, "message": "PLEG"}, {"type": "DiskPressure", "status": "False"}]
+    conditions = [{"type": "Ready", "status": ready, "message": "PLEG"}, {"type": "DiskPressure", "status": pressure}, {"type": "EtcdIsVoter", "status": "True"}]
     nodes = [{"metadata": {"name": "edge"}, "status": {"conditions": conditions, "nodeInfo": {"kubeletVersion": "v1.36.4+k3s1"},
                                                               "allocatable": {"nvidia.com/gpu": str(gpus)}}}]
     items = {"nodes": nodes, "pods": pods or [], "services": [{"metadata": {"name": n}, "spec": {"clusterIP": ip}} for n, ip in (services or {}).items()],
@@ -54,22 +55,24 @@ def cluster(folder: Path, ready: str = "True", pods: list | None = None, service
     return f'for w in "$@"; do case $w in nodes|pods|services|networkpolicies) exec cat {folder}/$w.json ;; exec) exec cat {folder}/exec.txt ;; esac; done; exit 1'
 
 
-def pod(name: str, ready: bool = True, reason: str = "", gpus: int = 0) -> dict:
+def pod(name: str, ready: bool = True, reason: str = "", gpus: int = 0, phase: str = "Running", owner: str = "", kind: str = "Job") -> dict:
     state = {"waiting": {"reason": reason}} if reason else {"running": {}}
     limits = {"nvidia.com/gpu": str(gpus)} if gpus else {}
-    return {"metadata": {"name": name}, "spec": {"containers": [{"resources": {"limits": limits}}]},
-            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": str(ready)}],
+    owners = {"ownerReferences": [{"kind": kind, "uid": owner}]} if owner else {}
+    return {"metadata": {"name": name, **owners}, "spec": {"containers": [{"resources": {"limits": limits}}]},
+            "status": {"phase": phase, "conditions": [{"type": "Ready", "status": str(ready)}],
                                                    "containerStatuses": [{"restartCount": 1, "state": state}]}}
 
 
 @contextmanager
-def page(path: str, text: str):
-    "A server with one page; gives its host:port."
+def page(path: str | None, text: str):
+    "A server with one page, without a path everywhere; gives its host:port."
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path == path else 404)
+            there = path in (None, self.path)
+            self.send_response(200 if there else 404)
             self.end_headers()
-            self.wfile.write(text.encode() if self.path == path else b"")
+            self.wfile.write(text.encode() if there else b"")
 
         def log_message(self, *_):
             pass
@@ -169,6 +172,12 @@ def test_prometheus_tells_which_target_is_down(tmp_path):
         targets = json.load(urlopen(f"http://127.0.0.1:{port}/api/v1/targets", timeout=5))["data"]["activeTargets"]
         return sorted(t["health"] for t in targets) == health
 
+    def told(group: str) -> bool:
+        from urllib.request import urlopen
+
+        groups = json.load(urlopen(f"http://127.0.0.1:{port}/api/v1/rules", timeout=5))["data"]["groups"]
+        return [g["name"] for g in groups] == [group] and all(r["state"] == "firing" for r in groups[0]["rules"])
+
     with Child(command, tmp_path / "prometheus.log") as child:
         child.wait_ready(lambda: answers(f"http://127.0.0.1:{port}/-/ready"), 60)
         child.wait_ready(lambda: asked(["down", "up"]), 60)
@@ -178,6 +187,15 @@ def test_prometheus_tells_which_target_is_down(tmp_path):
         child.process.send_signal(1)
         child.wait_ready(lambda: asked(["up"]), 60)
         assert look()["found"] == {"targets": 1, "firing": []}
+        for name, rules, result in (("machine", [("MachineAlarm", "critical", {"asset": "acme/lyon/hall-2/line-1/fan-1"}), ("DiskFull", "warning", {})], "ok"),
+                                    ("site", [("DiskFull", "critical", {}), ("DiskFull", "warning", {})], "failed")):
+            (tmp_path / f"{name}.json").write_text(json.dumps({"groups": [{"name": name, "interval": "1s", "rules": [
+                {"alert": alert, "expr": "vector(1)", "labels": {"severity": severity, **labels}} for alert, severity, labels in rules]}]}))
+            (tmp_path / "prometheus.yml").write_text(json.dumps({"rule_files": [f"{name}.json"], "scrape_configs": jobs[:1]}))
+            child.process.send_signal(1)
+            child.wait_ready(lambda name=name: told(name), 60)
+            assert (found := look())["result"] == result, found
+        assert found["reason"] == "DiskFull is firing: see the runbooks"
     assert "Connection refused" in look()["reason"]
 
 
@@ -222,7 +240,7 @@ def test_triton_is_asked_by_its_canary(tmp_path, make_bundle):
 
 def test_without_a_cluster_it_says_so_and_goes_on(tmp_path):
     _, checks, said = verify(tmp_path, kubectl="echo 'The connection to the server localhost:8080 was refused' >&2; exit 1")
-    assert len(checks) == 15 and checks["disk"]["result"] == checks["memory"]["result"] == "ok"
+    assert len(checks) == 15 and checks["memory"]["result"] == "ok"
     refused = "kubectl reaches no cluster (on the node, run this as root)"
     assert checks["node"] == {"check": "node", "result": "not run", "reason": refused, "seconds": checks["node"]["seconds"]}
     assert checks["grafana"]["reason"] == f"{refused}, and no --address grafana=host:port" and checks["a window's way"]["reason"] == "no --broker, --asset, --bundle"
@@ -236,7 +254,29 @@ def test_a_node_and_its_pods_are_named_where_they_are_not_ready(tmp_path):
 
     code, checks, _ = verify(tmp_path, kubectl=cluster(tmp_path, ready="Unknown", pods=[pod("agent-0", False, "CrashLoopBackOff")]))
     assert code == 3 and checks["node"]["reason"] == "edge: Ready is Unknown (PLEG)" and "agent-0 is Running (CrashLoopBackOff)" in checks["pods"]["reason"]
-    assert "there are none: kubectl apply -k" in verify(tmp_path, kubectl=cluster(tmp_path))[1]["pods"]["reason"]
+    assert "there are none: kubectl apply -k" in verify(tmp_path, kubectl=cluster(tmp_path, pressure="True"))[1]["pods"]["reason"]
+    assert verify(tmp_path, kubectl=cluster(tmp_path, pressure="True"))[1]["node"]["reason"] == "edge: DiskPressure is True ()"
+
+
+def test_a_job_that_was_done_at_the_second_try_is_done(tmp_path):
+    first, second = pod("setup-a", False, phase="Failed", owner="1"), pod("setup-b", False, phase="Succeeded", owner="1")
+    _, checks, _ = verify(tmp_path, kubectl=cluster(tmp_path, pods=[pod("agent-0"), first, second]))
+    assert checks["pods"]["result"] == "ok"
+    for other in (pod("setup-c", False, phase="Failed", owner="2"), pod("grafana-x", False, phase="Failed", owner="1", kind="ReplicaSet"), pod("one", False, phase="Failed")):
+        _, checks, _ = verify(tmp_path, kubectl=cluster(tmp_path, pods=[first, second, other]))
+        assert checks["pods"]["reason"].startswith(f"{other['metadata']['name']} is Failed") and "setup-a" not in checks["pods"]["reason"]
+
+
+def test_a_page_that_is_no_answer_fails_its_check_and_no_other(tmp_path):
+    services = ("prometheus", "alertmanager", "grafana", "influxdb")
+    paths = ("/api/v1/targets?state=active", "/api/v2/status", "/api/health", "/health")
+    for said in ("<!DOCTYPE html><title>Log in</title>", '["not", "what", "was", "expected"]', '{"error": "no"}', "null"):
+        with page(None, said) as address:
+            code, checks, _ = verify(tmp_path, *(f"--address={s}={address}" for s in services))
+        assert code == 3 and checks["memory"]["result"] == "ok"
+        for service, path in zip(services, paths, strict=True):
+            reason = checks[service]["reason"]
+            assert checks[service]["result"] == "failed" and reason.startswith(f"http://{address}{path}: expected JSON with ") and said[:20] in reason, reason
 
 
 def test_the_gpu_is_asked_of_the_node_as_often_as_pods_want_it(tmp_path):

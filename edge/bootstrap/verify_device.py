@@ -295,7 +295,7 @@ def main() -> int:
                 result |= {"result": "not run", "reason": str(e)}
             except PdmError as e:
                 result |= {"result": "failed", "reason": str(e)}
-            except (OSError, subprocess.SubprocessError, KeyError, ValueError) as e:  # such as an answer of another shape than was expected
+            except (OSError, subprocess.SubprocessError, AttributeError, LookupError, TypeError, ValueError) as e:  # such as an answer of another shape than was expected
                 result |= {"result": "failed", "reason": f"{type(e).__name__}: {e}"}
             results.append({**result, "seconds": round(time.monotonic() - begin, 2)})
     given.out.write_text(json.dumps({"bundle": digest, "checks": results}, indent=2) + "\n")

@@ -32,7 +32,7 @@ from pdm.model.bundle import Bundle
 CANARY = Path(__file__).parent.parent / "triton/canary.py"
 NAMESPACES = ("predmaint", "predmaint-node")
 PORTS = {"triton": 8000, "prometheus": 9090, "alertmanager": 9093, "grafana": 3000, "influxdb": 8086, "mosquitto": 8883}
-FREE_SHARE, FREE_MB, HOT_C, OFF_S, DAYS = 0.1, 300, 90.0, 1.0, 14  # below, below, above, above, below: failed
+FREE_SHARE, FREE_MB, HOT_C, OFF_S, DAYS = 0.15, 300, 85.0, 1.0, 14  # below, below, above, above, below: failed. Disk and temperature as the warnings DiskFull and BoardHot
 GPU = "nvidia.com/gpu"
 # In a pod of the sinks: a part that they may reach, and one that they may not
 REACH = """
@@ -55,7 +55,8 @@ for top, _, files in os.walk("/dev"):
         if stat.S_ISCHR(kind.st_mode) and not os.access(path, os.R_OK | os.W_OK):
             print(f"{path} (group {kind.st_gid})")
 """
-FIRING = 'count by (alertname) (ALERTS{alertstate="firing"})'
+FIRING = 'count by (alertname, severity, asset) (ALERTS{alertstate="firing"})'
+PRESSURE = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
 
 
 class NotRun(Exception):
@@ -85,19 +86,28 @@ def run_kubectl(*words: str) -> str:
     return done.stdout
 
 
-def get(url: str, timeout_s: float = 10) -> Any:
-    "What stands at an address, from its JSON, or as text. Raises `CheckFailed`."
+def get(
+    url: str,
+    *names: str,                  # down to what is meant, in the JSON that stands there; without names nothing is looked for
+    otherwise: str | None = None,  # what comes back where that is not there
+) -> Any:
+    "What stands at an address. Raises `CheckFailed` where nobody answers, or says something else."
     try:
-        with urlopen(url, timeout=timeout_s) as answer:
+        with urlopen(url, timeout=10) as answer:
             said = answer.read().decode(errors="replace")
     except HTTPError as e:
         raise CheckFailed(f"{url} answers {e.code}: {e.read(200).decode(errors='replace').strip()}") from None
     except (URLError, OSError) as e:
         raise CheckFailed(f"{url}: {getattr(e, 'reason', e)}") from None
     try:
-        return json.loads(said)
-    except ValueError:
-        return said.strip()
+        found = json.loads(said) if names else None
+        for name in names:
+            found = found[name]
+    except (ValueError, TypeError, LookupError):
+        if otherwise is not None:
+            return otherwise
+        raise CheckFailed(f"{url}: expected JSON with {'.'.join(names)}, got {said.strip()[:100]!r}: is it another service?") from None
+    return found
 
 
 def days_left(certificate: bytes) -> float:
@@ -107,6 +117,11 @@ def days_left(certificate: bytes) -> float:
     except ImportError:
         raise NotRun("pip install 'predmaint[pki]' (cryptography reads certificates)") from None
     return (x509.load_pem_x509_certificate(certificate).not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
+
+
+def _job(pod: dict) -> str:
+    "The id of the Job that a pod is an attempt of; of others nothing."
+    return next((o["uid"] for o in pod["metadata"].get("ownerReferences", ()) if o["kind"] == "Job"), "")
 
 
 class Site:
@@ -177,7 +192,7 @@ class Site:
         nodes = kubectl("get", "nodes")["items"]
         found = {n["metadata"]["name"]: {c["type"]: c for c in n["status"]["conditions"]} for n in nodes}
         wrong = [f"{name}: {kind} is {c['status']} ({c.get('message', '')})" for name, conditions in found.items() for kind, c in conditions.items()
-                 if c["status"] != ("True" if kind == "Ready" else "False")]
+                 if (kind == "Ready" and c["status"] != "True") or (kind in PRESSURE and c["status"] != "False")]
         if wrong or not found:
             raise CheckFailed("; ".join(wrong) or "there is no node")
         return {n["metadata"]["name"]: n["status"]["nodeInfo"]["kubeletVersion"] for n in nodes}
@@ -185,12 +200,14 @@ class Site:
     def pods(self) -> dict:
         pods = [p for namespace in NAMESPACES for p in kubectl("-n", namespace, "get", "pods")["items"]]
         wrong, restarts = [], 0
+        done = {_job(p) for p in pods if p["status"].get("phase") == "Succeeded"}
         for p in pods:
             name, status = p["metadata"]["name"], p["status"]
             states = status.get("containerStatuses", [])
             restarts += sum(s["restartCount"] for s in states)
             ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", []))
-            if status.get("phase") != "Succeeded" and not ready:
+            tried_again = status.get("phase") == "Failed" and _job(p) and _job(p) in done
+            if status.get("phase") != "Succeeded" and not ready and not tried_again:
                 why = [w["reason"] for s in states for w in s["state"].values() if w.get("reason")]
                 wrong.append(f"{name} is {status.get('phase')} ({', '.join(why) or 'not ready'})")
         if wrong or not pods:
@@ -256,29 +273,31 @@ class Site:
 
     def prometheus(self) -> dict:
         base = f"http://{self.address('prometheus')}"
-        targets = get(f"{base}/api/v1/targets?state=active")["data"]["activeTargets"]
+        targets = get(f"{base}/api/v1/targets?state=active", "data", "activeTargets")
         down = [f"{t['labels']['job']} at {t['scrapeUrl']} ({t['lastError'] or 'not asked yet'})" for t in targets if t["health"] != "up"]
         if down or not targets:
             raise CheckFailed("; ".join(down) or "it has no targets")
-        firing = get(f"{base}/api/v1/query?{urlencode({'query': FIRING})}")["data"]["result"]
-        return {"targets": len(targets), "firing": sorted(r["metric"]["alertname"] for r in firing)}
+        firing = [r["metric"] for r in get(f"{base}/api/v1/query?{urlencode({'query': FIRING})}", "data", "result")]
+        if critical := sorted({m["alertname"] for m in firing if m.get("severity") == "critical" and "asset" not in m}):  # a machine in alarm is no fault of the site
+            raise CheckFailed(f"{', '.join(critical)} {'is' if len(critical) == 1 else 'are'} firing: see the runbooks")
+        return {"targets": len(targets), "firing": sorted({m["alertname"] for m in firing})}
 
     def alertmanager(self) -> dict:
         base = f"http://{self.address('alertmanager')}"
         get(f"{base}/-/ready")
-        return {"version": get(f"{base}/api/v2/status")["versionInfo"]["version"]}
+        return {"version": get(f"{base}/api/v2/status", "versionInfo", "version")}
 
     def grafana(self) -> dict:
-        said = get(f"http://{self.address('grafana')}/api/health")
-        if said.get("database") != "ok":
-            raise CheckFailed(f"its database is {said.get('database')}")
-        return {"version": said.get("version", "")}
+        url = f"http://{self.address('grafana')}/api/health"
+        if (database := get(url, "database")) != "ok":
+            raise CheckFailed(f"its database is {database}")
+        return {"version": get(url, "version", otherwise="")}
 
     def influxdb(self) -> dict:
-        said = get(f"http://{self.address('influxdb')}/health")
-        if said["status"] != "pass":
-            raise CheckFailed(said.get("message", str(said)))
-        return {"version": said.get("version", "")}
+        url = f"http://{self.address('influxdb')}/health"
+        if get(url, "status") != "pass":
+            raise CheckFailed(get(url, "message", otherwise="it is not well, and does not say why"))
+        return {"version": get(url, "version", otherwise="")}
 
     def valid(self) -> dict:
         "What the broker shows, and the files that were named."

@@ -104,8 +104,10 @@ class Agent:
         self._hops = {k: o.hop_s or o.version.model.contract.samples / o.version.model.contract.rate_hz for k, o in streams.items()}
         self._promised: dict[tuple[str, str], float] = {}  # false alarms a day, as it is shown
         self._expect()
-        for row in journal.newest():
+        newest = journal.newest()
+        for row in newest:
             m.machine(row, row.committed_ns / 1e9)
+        m.recall(journal.events(), newest)
         if journal.max_bytes is not None:
             m.journal_limit.set(journal.max_bytes)
         m.ready.set_function(lambda: self._subscribed and not self.unready())
@@ -346,17 +348,16 @@ class Agent:
         m.lost.inc(batch.lost)
         for d in group.dead:
             m.dead_letters.labels(d.reason).inc()
-        rows = {(r.asset, r.stream, r.epoch, r.seq): r for r in group.rows} if group.events else {}
         for e in group.events:
-            raised_by = rows.get((e.asset, e.stream, e.epoch, e.seq))
-            m.turn(e, raised_by is not None and raised_by.supported)
+            m.turn(e)
         for a in batch.accepted:
             m.latency_seconds.observe(now_s - a.message.received_s)
             if not a.suspect:
                 m.age_seconds.observe((now_ns - a.window.t_ns) / 1e9)
         for r in group.rows:
             m.allow(r, self._promised[r.asset, r.stream], self._hops[r.asset, r.stream])
-        for r in {(r.asset, r.stream): r for r in group.rows}.values():
+            m.stands(r)
+        for r in {(r.asset, r.stream): r for r in sorted(group.rows, key=lambda r: "late" not in r.flags)}.values():  # a late one where there is no other
             m.machine(r, now_ns / 1e9)
         if group.states and not group.rows:  # another version judges, perhaps
             self._expect()

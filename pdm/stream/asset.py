@@ -137,6 +137,8 @@ class Asset:
         else:
             return None
         details = {"severity": worst.severity, "score": v.score, "p_value": v.p_value, "reasons": self.reasons(), **was.silenced}
+        if kind == "raised":
+            details["supported"] = bool(v.supported) and o.version.within_budget  # the promise on false alarms applies
         e = Event(o.asset, worst.stream if standing else o.stream, episode, kind, t_ns, epoch, seq, details)
         self.alarm = was.after(e)
         return e

@@ -7,6 +7,7 @@ __all__ = ['log', 'Scores', 'Judge']
 
 # %% ../../nbs/stream/judge.ipynb #judg4b8e7a
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -232,7 +233,8 @@ class Judge:
             o.sensors[v.sensor] = w.t_ns
         alarm, worst, p_value = asset.alarm, asset.worst, float(v.p_value)
         seen = dict(zip(answer.names, answer.indicators[i].tolist(), strict=True))
-        if o.machine_class and "velocity_mm_s" in seen:
+        seen = {name: value for name, value in seen.items() if math.isfinite(value) or not name.startswith("velocity")}  # of samples near the end of float32
+        if o.machine_class and "velocity_mm_s" in seen and not broken:
             seen["iso_zone"] = "ABCD".index(iso_zone(seen["velocity_mm_s"], o.machine_class))
         why = self._keep.why(o.path, w, alarm.active, p_value, not broken) if self._keep is not None else None
         if why is not None and (why != HEALTHY or (v.state == "running" and not aside)):  # a machine that stands or is worked on is no example of health

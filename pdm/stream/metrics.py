@@ -28,6 +28,16 @@ def show_build(
     Info("pdm_build", "Which version of predmaint this is", registry=registry).info({"version": version("predmaint")})
 
 
+def _counts(row: Row) -> bool:
+    "Whether the promise on false alarms applies to this window."
+    return row.supported and row.state == "running" and not {"late", "maintenance"}.intersection(row.flags)
+
+
+def _days(row: Row) -> int:
+    "For how many whole days the alarm has stood in which this window falls."
+    return (row.t_ns - int((row.episode or "").rpartition("@")[2])) // (86_400 * 10**9)
+
+
 class AgentMetrics:
     "The numbers of one agent, on a registry of their own."
     def __init__(self,
@@ -38,7 +48,7 @@ class AgentMetrics:
         self._known = set(streams)
         self._versions: dict[str, set[str]] = {}
         self._gauges: dict[tuple[str, str], tuple[Gauge, ...]] = {}  # of a stream, at hand: they are set with every batch
-        self._excused: dict[str, str] = {}  # by asset: the episode that was excused last
+        self._counted: dict[str, int] = {}  # by episode: how often its alarm was counted, until it is excused
         self.ready = Gauge("pdm_agent_ready", "1 while the agent takes windows and can score them", registry=r)
         self.connected = Gauge("pdm_broker_connected", "1 while there is a connection to the broker", registry=r)
         self.windows = Counter("pdm_windows", "Messages on window topics by what became of them", ["result"], registry=r)
@@ -74,8 +84,8 @@ class AgentMetrics:
         self.supported = Gauge("pdm_promise_supported", "1 while the promise on false alarms holds for the newest window", by_stream, registry=r)
         self.promised_per_day = Gauge("pdm_false_alarms_promised_per_day", "False alarms a running day, at most, as calibrated", by_stream, registry=r)
         self.promised = Counter("pdm_false_alarms_promised", "False alarms that this allows for the windows judged so far", by_asset, registry=r)
-        self.episodes = Counter("pdm_alarm_episodes", "Alarms by windows to which the promise applies; one that comes back within the hour is the same", by_asset, registry=r)
-        self.excused = Counter("pdm_alarm_episodes_excused", "Alarms that people have labelled as something else than a false one", by_asset, registry=r)
+        self.episodes = Counter("pdm_alarm_episodes", "Alarms by windows to which the promise applies; one that comes back within the hour is the same, and each further 24 h in alarm count as one more", by_asset, registry=r)
+        self.excused = Counter("pdm_alarm_episodes_excused", "Of these, the ones that people have labelled as something else than a false alarm; a later label takes nothing back", by_asset, registry=r)
         self.unacknowledged = Gauge("pdm_alarm_unacknowledged", "1 while nobody has acknowledged the asset's alarm", by_asset, registry=r)
         self.silenced = Gauge("pdm_alarm_silenced", "1 while nobody is to be called: the alarm is shelved, or people work on the machine", by_asset, registry=r)
         self.alarms = Counter("pdm_alarms", "Turns in the life of alarms", ["kind"], registry=r)
@@ -126,13 +136,15 @@ class AgentMetrics:
         self.promised_per_day.labels(asset, stream).set(promised_per_day)
 
     def machine(self,
-        row: Row,       # the newest of its stream
+        row: Row,       # of its stream the newest
         seen_s: float,  # when it was committed, unix time
     ) -> None:
-        "Show how a machine is, if it is one of ours."
+        "Show how a machine is, if it is one of ours. A late window says only that its sensor is heard."
         key = row.asset, row.stream
         if key not in self._known:
             return
+        if "late" in row.flags:
+            return self.last.labels(*key).set(seen_s)
         if key not in self._gauges:
             self._gauges[key] = tuple(g.labels(*key) for g in (self.score, self.threshold, self.alarm, self.severity, self.sensor_fault, self.supported, self.last))
         values = (row.score, row.threshold, row.alarm, row.severity, "sensor_fault" in row.flags, row.supported, seen_s)
@@ -145,22 +157,43 @@ class AgentMetrics:
         hop_s: float,             # the time that it stands for
     ) -> None:
         "Count what the promise allows for this window: something, where it applies and the machine runs."
-        if row.supported and row.state == "running" and not {"late", "maintenance"}.intersection(row.flags):
+        if _counts(row):
             self.promised.labels(row.asset).inc(promised_per_day * hop_s / 86_400)
 
-    def turn(self,
-        e: Event,
-        promised: bool,  # the promise applies to the window that brought it about
-    ) -> None:
+    def turn(self, e: Event) -> None:
         "Count a turn in the life of an alarm."
         self.alarms.labels(e.kind).inc()
         if e.kind == "diagnosed":
             self.diagnoses.labels(e.details["fault"]).inc()
-        elif e.kind == "raised" and promised and e.episode == f"{e.asset}@{e.t_ns}":  # not one that comes back
-            self.episodes.labels(e.asset).inc()
-        elif e.kind == "labelled" and e.details["reason"] in EXCUSED and self._excused.get(e.asset) != e.episode:
-            self._excused[e.asset] = e.episode
-            self.excused.labels(e.asset).inc()
+        raised, excused = self._take(e)
+        self.episodes.labels(e.asset).inc(raised)
+        self.excused.labels(e.asset).inc(excused)
+
+    def stands(self, row: Row) -> None:
+        "Count the alarm in which this window falls once more, where it has stood for another 24 h."
+        if row.episode in self._counted and _counts(row) and "clock_suspect" not in row.flags and _days(row) >= self._counted[row.episode]:
+            self._counted[row.episode] += 1
+            self.episodes.labels(row.asset).inc()
+
+    def recall(self,
+        events: Iterable[Event],  # of the journal, in their order
+        newest: Iterable[Row],    # of each stream
+    ) -> None:
+        "Take up after a start which alarms were counted before: their labels excuse them now, and once."
+        for e in events:
+            self._take(e)
+        for row in newest:
+            if row.episode in self._counted:
+                self._counted[row.episode] = max(self._counted[row.episode], _days(row) + 1)
+
+    def _take(self, e: Event) -> tuple[int, int]:
+        "By how much it adds to the alarms and to those that are excused."
+        if e.kind == "raised" and e.details.get("supported") and e.episode == f"{e.asset}@{e.t_ns}":  # not one that comes back
+            self._counted[e.episode] = 1
+            return 1, 0
+        if e.kind == "labelled" and e.details["reason"] in EXCUSED:
+            return 0, self._counted.pop(e.episode, 0)
+        return 0, 0
 
     def asset(self, alarm: Alarm) -> None:
         "Show the alarm of an asset: it stands beside its streams' as the stream `asset`."
