@@ -15,16 +15,17 @@ from grafana_foundation_sdk.models import dashboard
 
 from .errors import CheckFailed
 from .panels import (ACT, GOOD, LEVELS, LINE, PROMETHEUS, QUIET, SEVERITY, FINE, WATCH, ZONE, Query, asset_of, band, compose, events_of, influx, lines, number,
-                        number_cells, prom, rows, split, state_cells, variables, where)
+                        number_cells, one_of, prom, rows, split, state_cells, variables, where)
 
 # %% ../nbs/dashboards.ipynb #dsh41
 _TAGS = ", ".join(f'"{v}"' for v in LEVELS)
-_NAME = r"^(?:[^\/]+\/){4}([^ ]*)(.*)$"  # of an asset's path the last part, and what stands behind it
+_NAME = r"^(?:[^\/]+\/){2}([^ ]*)(.*)$"  # of an asset's path area, line and asset, and what stands behind it
+_ALIAS = "$tag_area/$tag_line/$tag_asset"  # the same in InfluxDB
 
 
 def _silent(some: str) -> str:
-    "PromQL: 1 for a stream from which nothing comes any more. The same as the alert's."
-    return f"time() - pdm_window_last_timestamp_seconds{{{some}}} > bool (3 * pdm_window_hop_seconds{{{some}}} + 300)"
+    "PromQL: how many streams there are from which nothing comes any more. The alert goes by the same rule, in edge/prometheus/rules/recording.yml."
+    return f"sum(pdm:stream_silent:bool{{{some}}})"
 
 
 def plant() -> dict[str, Any]:
@@ -47,11 +48,11 @@ def plant() -> dict[str, Any]:
         [number("Assets in alarm", "How many machines have an alarm standing now.", prom(f'sum(pdm_alarm{{stream="asset", {some}}})', now=True), steps=[(1, ACT)], nothing="no agent seen"),
          number("Acknowledged by nobody", "Alarms that nobody has answered for yet.", prom(f"sum(pdm_alarm_unacknowledged{{{some}}})", now=True), steps=[(1, ACT)], nothing="no agent seen"),
          number("Sensors at fault", "Streams whose newest window says that its sensor is broken.", prom(f"sum(pdm_sensor_fault{{{some}}})", now=True), steps=[(1, WATCH)], nothing="no agent seen"),
-         number("Silent streams", "Streams of which three windows and five minutes have passed without one.", prom(f"sum({_silent(some)})", now=True), steps=[(1, WATCH)], nothing="no agent seen")],
+         number("Silent streams", "Streams of which three windows and five minutes have passed without one.", prom(_silent(some), now=True), steps=[(1, WATCH)], nothing="no agent seen")],
         [rows("Assets, the worst first", "Tap an asset to see it. Velocity and temperature are of its worst channel; the zone is that of ISO 20816, where the machine's class is known.",
               [*now, influx(newest, rows=True)], columns, (24, 14), ["Severity", "Score / threshold"], "no assets here: is the agent running?")],
-        [band("Severity over time", "The worst severity of each asset.", influx(f'SELECT max("asset_severity") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), "line", "asset" fill(none)',
-              "$tag_line $tag_asset"), SEVERITY, (24, 10), "no verdicts in this time")],
+        [band("Severity over time", "The worst severity of each asset.", influx(f'SELECT max("asset_severity") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), {_TAGS} fill(none)',
+              _ALIAS), SEVERITY, (24, 10), "no verdicts in this time")],
     ], variables(levels))
 
 # %% ../nbs/dashboards.ipynb #dsh51
@@ -63,7 +64,7 @@ def _channels(field: str) -> str:
 def asset() -> dict[str, Any]:
     "*Asset*: one machine, from vibration to diagnosis."
     some, named = asset_of(), "$tag_stream $col"
-    one = some + ', stream=~"$stream"'
+    one = f"{some}, {one_of('stream', '${stream:regex}')}"
     events = [events_of("alarm", ACT, "raised|escalated", "kind"), events_of("diagnosis", LINE, "diagnosed", "fault"),
               events_of("end", GOOD, "cleared", "kind"), events_of("people", QUIET, "acknowledged|shelved|unshelved|labelled|maintenance.*", "kind"),
               events_of("sensor", WATCH, "sensor_fault", "kind")]
@@ -111,7 +112,7 @@ def model() -> dict[str, Any]:
     "*Model*: versions, agreement, drift, promise, latency."
     levels = LEVELS[:4]
     some = asset_of(levels)
-    false = f"sum(increase(pdm_alarm_episodes_total{{{some}}}[$__range])) - sum(increase(pdm_alarm_episodes_excused_total{{{some}}}[$__range]))"
+    false = f"clamp_min(sum(increase(pdm_alarm_episodes_total{{{some}}}[$__range])) - sum(increase(pdm_alarm_episodes_excused_total{{{some}}}[$__range])), 0)"
     promised = f"sum(increase(pdm_false_alarms_promised_total{{{some}}}[$__range]))"
     by_asset = [prom(f"sum by (asset) ({e})", now=True) for e in (
         f"increase(pdm_alarm_episodes_total{{{some}}}[$__range])", f"increase(pdm_alarm_episodes_excused_total{{{some}}}[$__range])",
@@ -130,9 +131,9 @@ def model() -> dict[str, Any]:
         [lines("Drift, by cause", "Probability that the loop's last evaluation gave to what it sees, per asset.", [prom(f"pdm_loop_drift{{{some}}}", "{{asset}} {{cause}}")], "percentunit", size=(24, 8),
                strip=_NAME, nothing="the loop is not watched here")],
         [lines("Reference moved by", "How far monitors have moved what they call normal; 1 dB is the budget.",
-               [influx(f'SELECT mean("offset_db") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), "asset", "stream" fill(none)', "$tag_asset $tag_stream")], "dB", least=None),
+               [influx(f'SELECT mean("offset_db") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), {_TAGS}, "stream" fill(none)', f"{_ALIAS} $tag_stream")], "dB", least=None),
          lines("Outside of what was learnt", "Share of windows under conditions that the model has not seen.",
-               [influx(f'SELECT mean("extrapolating") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), "asset", "stream" fill(none)', "$tag_asset $tag_stream")], "percentunit")],
+               [influx(f'SELECT mean("extrapolating") FROM "health" WHERE {where(levels)} GROUP BY time($__interval), {_TAGS}, "stream" fill(none)', f"{_ALIAS} $tag_stream")], "percentunit")],
         [rows("False alarms against the promise", "In the chosen time; labelled ones were found to have a cause.", by_asset,
               {"asset": "asset", "Value #A": ("alarms", {"decimals": 0}), "Value #B": ("labelled", {"decimals": 0}), "Value #C": ("promised at most", {"decimals": 1}), "Value #D": ("promised a day", {"decimals": 2})},
               (24, 8), ["alarms"], "no agent seen")],
@@ -146,21 +147,22 @@ def model() -> dict[str, Any]:
 # %% ../nbs/dashboards.ipynb #dsh71
 def site() -> dict[str, Any]:
     "*Site health*: the monitoring itself."
-    here = 'site=~"$place"'
-    disks = here + ', fstype!~"tmpfs|ramfs|squashfs|iso9660"'
+    here = one_of("site", "${place:regex}")
+    disks = here + ', fstype!~"tmpfs|ramfs|squashfs|iso9660", mountpoint!~"/boot.*"'
     disk = f"max by (mountpoint) (1 - node_filesystem_avail_bytes{{{disks}}} / node_filesystem_size_bytes{{{disks}}})"
     boards = (f"max by (type) (node_thermal_zone_temp{{{here}}})", f"max by (chip, sensor) (node_hwmon_temp_celsius{{{here}}})")
-    full = [(0.8, WATCH), (0.9, ACT)]
+    # From these values on the alerts JournalFilling, DiskFull and BoardHot warn, and call at once
+    filling, full, hot = [(0.8, WATCH), (0.95, ACT)], [(0.85, WATCH), (0.95, ACT)], [(85, WATCH), (95, ACT)]
     place = build.QueryVariable("place").label("site").datasource(PROMETHEUS).query("label_values(up, site)").refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True)
     place.include_all(True).all_value(".*").current(dashboard.VariableOption(selected=True, text=["All"], value=["$__all"]))
     return compose("predmaint-site", "Whether the monitoring itself is alive.", [
         [number("Targets down", "Parts of the site that give Prometheus no answer.", prom(f"sum(1 - up{{{here}}})", now=True), steps=[(1, ACT)], nothing="nothing is scraped"),
-         number("Silent streams", "Streams of which three windows and five minutes have passed without one.", prom(f"sum({_silent(here)})", now=True), steps=[(1, WATCH)], nothing="no agent seen"),
+         number("Silent streams", "Streams of which three windows and five minutes have passed without one.", prom(_silent(here), now=True), steps=[(1, WATCH)], nothing="no agent seen"),
          number("Triton answers right", "Its canary: a window whose score is known.", prom(f"min(pdm_engine_canary{{{here}}})", now=True), states=FINE, nothing="models run in process"),
          number("Broker connected", "Whether the agent hears the sensors.", prom(f"min(pdm_broker_connected{{{here}}})", now=True), states=FINE, nothing="no agent seen")],
-        [number("Journal", "How full it is. When it is, senders have to wait.", prom(f"max(pdm_journal_bytes{{{here}}} / pdm_journal_limit_bytes{{{here}}})", now=True), "percentunit", full, decimals=1, nothing="no agent seen"),
+        [number("Journal", "How full it is. When it is, senders have to wait.", prom(f"max(pdm_journal_bytes{{{here}}} / pdm_journal_limit_bytes{{{here}}})", now=True), "percentunit", filling, decimals=1, nothing="no agent seen"),
          number("Disk", "The fullest one.", prom(f"max({disk})", now=True), "percentunit", full, decimals=0, nothing="no node exporter"),
-         number("Board", "The hottest place that the board measures.", prom(f"max({' or '.join(boards)})", now=True), "celsius", [(75, WATCH), (90, ACT)], decimals=0, nothing="the board does not say"),
+         number("Board", "The hottest place that the board measures.", prom(f"max({' or '.join(boards)})", now=True), "celsius", hot, decimals=0, nothing="the board does not say"),
          number("Updater has what it needs", "Whether it can read what is desired, and whom to trust.", prom(f"1 - max(pdm_updater_trouble{{{here}}})", now=True), states=FINE, nothing="no updater seen")],
         [band("Parts that answer", "Each part of the site, as Prometheus finds it.", prom(f"min by (job) (up{{{here}}})", "{{job}}"), {0: ("down", ACT), 1: ("up", GOOD)}, (24, 8), "nothing is scraped")],
         [lines("Age of the newest window", "Of each asset's stream.", [prom(f"max by (asset, stream) (time() - pdm_window_last_timestamp_seconds{{{here}}})", "{{asset}} {{stream}}")], "s",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROMETHEUS', 'INFLUXDB', 'MIXED', 'LEVELS', 'Kind', 'Query', 'GOOD', 'WATCH', 'ACT', 'STOP', 'LINE', 'QUIET',
-           'SEVERITY', 'ZONE', 'FINE', 'States', 'TITLES', 'prom', 'influx', 'where', 'asset_of', 'split', 'number',
-           'lines', 'band', 'rows', 'state_cells', 'number_cells', 'variables', 'events_of', 'compose']
+           'SEVERITY', 'ZONE', 'FINE', 'States', 'TITLES', 'prom', 'influx', 'where', 'one_of', 'asset_of', 'split',
+           'number', 'lines', 'band', 'rows', 'state_cells', 'number_cells', 'variables', 'events_of', 'compose']
 
 # %% ../nbs/panels.ipynb #pnl04
 import json
@@ -67,11 +67,19 @@ def where(
     return " AND ".join(["$timeFilter", *(f'"{v}" =~ /^${{{v}:regex}}$/' for v in levels)])
 
 
+def one_of(
+    label: str,
+    expression: str,  # regular, with variables as `${area:regex}`
+) -> str:
+    "PromQL: the condition on a label. In backticks, where a backslash needs no other: what is called `fan (old)` Grafana writes as `fan \\(old\\)`."
+    return f"{label}=~`{expression}`"
+
+
 def asset_of(
     levels: Sequence[str] = LEVELS,
 ) -> str:
     "The same for PromQL, where one label holds the asset's whole path."
-    return 'asset=~"' + "/".join(f"${v}" if v in levels else ".+" for v in LEVELS) + '"'
+    return one_of("asset", "/".join(f"${{{v}:regex}}" if v in levels else ".+" for v in LEVELS))
 
 
 def split(

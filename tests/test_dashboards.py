@@ -207,6 +207,35 @@ def test_links_lead_to_dashboards_that_are_there_and_carry_variables_and_time_al
     assert {s["displayName"] for s in table["options"]["sortBy"]} <= set(names.values()), "and so does the order"
 
 
+@pytest.mark.parametrize("uid", ["predmaint-plant", "predmaint-model"])
+def test_assets_of_the_same_name_in_two_halls_are_two(uid):
+    for p in BUILT[uid]["panels"]:
+        for t in p["targets"]:
+            for tags in re.findall(r"GROUP BY ([^)]*?)(?: fill\(none\))?$", re.sub(r"time\([^)]*\)", "time", t.get("query", ""))):
+                assert set(LEVELS) <= set(re.findall(r'"(\w+)"', tags)), p["title"]
+                assert p["type"] == "table" or t["alias"].startswith("$tag_area/$tag_line/$tag_asset"), p["title"]
+
+
+def test_what_is_chosen_is_no_regular_expression():
+    for t in [t for d in BUILT.values() for p in d["panels"] for t in p["targets"]]:
+        query = t.get("expr") or t["query"]
+        assert not re.search(r"\$(?!__|timeFilter)\w", query) and set(re.findall(r"\$\{[^}]*?(:\w+)?\}", query)) <= {":regex"}, query
+        assert not re.search(r'"[^"`]*\$\{[^"`]*"', t.get("expr", "")), f"in quotes its backslashes would have to be two: {query}"
+    assert filled("/^${asset:regex}$/", {"asset": "fan.1 (old)"}) == r"/^fan\.1 \(old\)$/"
+
+
+def test_limits_are_the_same_in_alerts_on_the_dashboard_and_where_a_site_is_verified():
+    alerts = {(r["alert"], r["labels"]["severity"]): r["expr"] for g in yaml.safe_load((ROOT / "edge/prometheus/rules/site.yml").read_text())["groups"] for r in g["rules"]}
+    free = [float(re.search(r"< (0\.\d+)", alerts["DiskFull", s])[1]) for s in ("warning", "critical")]
+    hot = [{float(v) for v in re.findall(r"> (\d+)", alerts["BoardHot", s])} for s in ("warning", "critical")]
+    steps = {p["title"]: [s["value"] for s in p["fieldConfig"]["defaults"]["thresholds"]["steps"][1:]] for p in BUILT["predmaint-site"]["panels"] if p["type"] == "stat"}
+    np.testing.assert_allclose(steps["Disk"], [1 - f for f in free])
+    assert [{v} for v in steps["Board"]] == hot
+    said = (ROOT / "edge/bootstrap/verify_site.py").read_text()
+    limits = dict(zip(*(x.split(", ") for x in re.search(r"(?m)^(FREE_SHARE, .*?) = (.*?)  #", said).groups()), strict=True))
+    assert (float(limits["FREE_SHARE"]), {float(limits["HOT_C"])}) == (free[0], hot[0])
+
+
 # as questions to a site at work
 
 SCENARIO = """
@@ -223,8 +252,9 @@ assets:
   - {{name: pump-1, type: pump, sensor_faults: [{{channel: v, kind: spike, size: 200, at: 260 s, lasts: 15 s}}]}}
   - {{name: pump-2, type: pump, wear: [{{fault: outer_race, onset: 150 s, lasts: 100 s, peak: 0.9}}]}}
 """
-PATHS = {name: f"acme/lyon/hall-2/line-1/{name}" for name in ("pump-1", "pump-2", "fan-3")}
-ELSEWHERE = {"Acceleration, RMS": "fan-3", "sensor": "pump-1"}  # panels and annotations that have nothing to say of pump-2
+OLD = "fan.3 (old)"  # a name as people give them, which a regular expression takes for something else
+PATHS = {name: f"acme/lyon/hall-2/line-1/{name}" for name in ("pump-1", "pump-2", OLD)}
+ELSEWHERE = {"Acceleration, RMS": OLD, "sensor": "pump-1"}  # panels and annotations that have nothing to say of pump-2
 
 
 def calibrated(folder: Path, bundle, name: str, scores: np.ndarray, hop_s: float) -> CalibrationRecord:
@@ -279,7 +309,7 @@ class Plant:
         pumps = [{"path": PATHS[p], "machine_class": "group2_rigid", "bearings": {"one": bearing}, "streams": {
             "vibration": {"bundle": str(fast.path), "calibration": "vibration.json", "bearing": "one"}, "process": {"bundle": str(slow.path), "calibration": "process.json"}}}
             for p in ("pump-1", "pump-2")]
-        site.write([*pumps, {"path": PATHS["fan-3"], "streams": {"vibration": {"bundle": str(short.path), "calibration": "fan.json"}}}])
+        site.write([*pumps, {"path": PATHS[OLD], "streams": {"vibration": {"bundle": str(short.path), "calibration": "fan.json"}}}])
         # a challenger for the pumps, which hears the same a little louder
         settings = site.settings("embedded:")
         examples = np.stack([w.samples for w in healthy if w.stream == "vibration"][:20])
@@ -312,7 +342,8 @@ class Plant:
         self.stack.callback(child.wait_ready(lambda: answers(f"http://127.0.0.1:{node}/metrics")).stop)
         targets = {"agent": self.site.metrics_port, "sinks": ports["sinks_metrics_port"], "updater": ports["updater_metrics_port"], "loop": ports["loop_metrics_port"],
                    "node": node, "prometheus": self.port}
-        config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [
+        rules = [str(ROOT / "edge/prometheus/rules/recording.yml")]
+        config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": rules, "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"site": "lyon"}}]} for job, port in targets.items()]}
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         child = Child([program, f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{self.port}"],
@@ -332,7 +363,7 @@ class Plant:
             long_ago = self.looks[0].window.t0_ns - 30 * 86_400 * 10**9
             opened[PATHS["pump-1"], "process"].send(np.full((2, 10), 50, np.float32), t0_ns=long_ago)  # older than InfluxDB keeps anything
             for k in range(100):
-                opened[PATHS["fan-3"], "vibration"].send(rng.normal(0, 1, (2, 256)).astype(np.float32), t0_ns=time.time_ns() - (200 - k) * 10**8)
+                opened[PATHS[OLD], "vibration"].send(rng.normal(0, 1, (2, 256)).astype(np.float32), t0_ns=time.time_ns() - (200 - k) * 10**8)
             wait_for(lambda: any(r["metric"]["state"] == "shadow" for r in self.prometheus("pdm_rollout_candidate")), 90)
             for k, look in enumerate(self.looks):
                 opened[str(look.path), look.window.stream].send(look.window.samples, t0_ns=look.window.t0_ns, conditions=look.window.conditions)
@@ -403,8 +434,10 @@ def filled(query: str, chosen: dict[str, str]) -> str:
     fixed = {"$timeFilter": "time >= now() - 30m AND time <= now()", "$__interval": "10s", "$__rate_interval": "20s", "$__range": "1800s"}
     for name, value in sorted(fixed.items(), reverse=True):
         query = query.replace(name, value)
-    query = re.sub(r"\$\{(\w+):regex\}", lambda m: chosen[m[1]] if chosen[m[1]] in (".+", ".*") else re.sub(r"[/.]", r"\\\g<0>", chosen[m[1]]), query)
-    query = re.sub(r"\$([a-z]\w*)", lambda m: chosen[m[1]], query)
+    def value(m: re.Match) -> str:  # what is meant as "all" is an expression, and stays one
+        return chosen[m[1]] if chosen[m[1]] in (".+", ".*") else re.sub(r"[\\^$*+?.()|[\]{}/]", r"\\\g<0>", chosen[m[1]])
+
+    query = re.sub(r"\$\{(\w+):regex\}", value, query)
     assert not re.search(r"\$[a-z_{]", query), query
     return query
 

@@ -100,7 +100,7 @@ def get(
     except (URLError, OSError) as e:
         raise CheckFailed(f"{url}: {getattr(e, 'reason', e)}") from None
     try:
-        found = json.loads(said) if names else None
+        found: Any = json.loads(said) if names else None
         for name in names:
             found = found[name]
     except (ValueError, TypeError, LookupError):
