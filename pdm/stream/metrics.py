@@ -33,9 +33,9 @@ def _counts(row: Row) -> bool:
     return row.supported and row.state == "running" and not {"late", "maintenance"}.intersection(row.flags)
 
 
-def _days(row: Row) -> int:
-    "For how many whole days the alarm has stood in which this window falls."
-    return (row.t_ns - int((row.episode or "").rpartition("@")[2])) // (86_400 * 10**9)
+def _days(x: Row | Event) -> int:
+    "For how many whole days the alarm of a window or an event had stood then."
+    return (x.t_ns - int((x.episode or "").rpartition("@")[2])) // (86_400 * 10**9)
 
 
 class AgentMetrics:
@@ -182,8 +182,10 @@ class AgentMetrics:
         "Take up after a start which alarms were counted before: their labels excuse them now, and once."
         for e in events:
             self._take(e)
+            if e.seq >= 0 and e.episode in self._counted:  # by the windows' clock
+                self._counted[e.episode] = max(self._counted[e.episode], _days(e) + 1)
         for row in newest:
-            if row.episode in self._counted:
+            if row.episode in self._counted and "clock_suspect" not in row.flags:
                 self._counted[row.episode] = max(self._counted[row.episode], _days(row) + 1)
 
     def _take(self, e: Event) -> tuple[int, int]:
