@@ -42,14 +42,14 @@ def issue_certificate(
     identity: Identity,
     host: Annotated[list[str] | None, typer.Option(help="of a server: a DNS name or an IP address, any number of them; without it those that it had")] = None,
     days: Annotated[int | None, typer.Option(help=f"that it is valid; without it {DAYS['asset']} for an asset, {DAYS['service']} else")] = None,
-    renew_before: Annotated[float | None, typer.Option("--renew-before", help="do nothing as long as it is in order and more days than these are left")] = None,
+    renew_before: Annotated[float | None, typer.Option("--renew-before", help="do nothing as long as it is in order and more days than these are left, or once it was revoked as stolen or retired")] = None,
     manifest: Annotated[str, typer.Option("--secret", help="print what it has as a Kubernetes Secret of this name, for kubectl or kubeseal")] = "",
     namespace: Annotated[str, typer.Option(help="of the Secret")] = "predmaint",
 ) -> None:
     "Give an identity a new key and certificate. One that it has stays valid until its end, or until it is revoked with --old."
     entry, made = issue(folder, identity, host or (), days, renew_before)
-    said = "issued" if made else "nothing to do"
-    typer.echo(f"{said}: {entry.kind} {entry.name}, {entry.days_left:.0f} days left", err=bool(manifest))
+    how = "was revoked as stolen or retired: without --renew-before it gets a new one" if entry.state == "revoked" else f"{entry.days_left:.0f} days left"
+    typer.echo(f"{'issued' if made else 'nothing to do'}: {entry.kind} {entry.name}, {how}", err=bool(manifest))
     if manifest:
         typer.echo(secret(folder, identity, manifest, namespace), nl=False)
 
@@ -58,12 +58,14 @@ def issue_certificate(
 def revoke_certificate(
     folder: Folder,
     identity: Identity,
-    old: Annotated[bool, typer.Option("--old", help="all but the newest, after a renewal")] = False,
+    old: Annotated[bool, typer.Option("--old", help="all but the newest, once that is in its place")] = False,
     reason: Annotated[str, typer.Option(help=", ".join(REASONS))] = "unspecified",
 ) -> None:
     "Take back what was issued to an identity. The broker has to be given its folder again, and to read it."
     serials = revoke(folder, identity, old, reason)
     typer.echo(f"revoked: {len(serials)} of {identity}. Bring {folder / 'servers'}/NAME to the broker, and restart it: who is connected stays so until then")
+    if others := [e.name for e in status(folder) if e.kind == "asset" and _counts(e) and f"{e.name}/".startswith(f"{identity}/") and e.name != identity]:
+        typer.echo(f"certificates of its streams stay valid: {', '.join(others)}. Where they lay beside it, revoke them, too")
 
 
 @pki.command("status")
@@ -83,6 +85,11 @@ def show_status(
         Console().print(table)
     if wrong := [_wrong(folder, e) for e in entries if e.state in ("expired", "broken") or (e.state == "valid" and e.days_left < within)]:
         raise CheckFailed("; ".join(wrong))
+
+
+def _counts(e: Entry) -> bool:
+    "Whether the broker would let it in with a certificate of that name: its folder may be elsewhere, so a broken one may."
+    return bool(e.older) or (e.state in ("valid", "broken") and e.days_left > 0)
 
 
 def _wrong(folder: Path, e: Entry) -> str:
