@@ -1,6 +1,7 @@
 "The broker of a site as it is shipped: edge/mosquitto with its paths and ports put where a test may write, and certificates of `predmaint pki`."
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,6 +32,8 @@ class Door:
         (self.program,) = need("mosquitto", "mosquitto")
         self.folder, self.config, self.pki, self.certs = folder, folder / "config", folder / "pki", folder / "certs"
         shutil.copytree(CONFIG, self.config)
+        lists = self.config / "sensors.acl"
+        lists.write_text(re.sub("(?m)^#   (?=user|topic)", "", lists.read_text()))  # the lines that a site may add: its gateway, and who listens
         self.sensors, self.services, self.spy = free_port(), free_port(), free_port()
         init(self.pki)
         issue(self.pki, "mosquitto", ["127.0.0.1"])
@@ -41,10 +44,14 @@ class Door:
                         "persistence_location /mosquitto/data": f"persistence_location {folder}/data"})
         root = "user root\n" if os.geteuid() == 0 else ""  # or it would become `mosquitto`, who may not write here
         (folder / "mosquitto.conf").write_text(f"{text}{root}listener {self.spy} 127.0.0.1\nallow_anonymous true\n")
+        script = (CONFIG / "start.sh").read_text()
+        for place in ("/mosquitto/data", "/mosquitto/config"):
+            assert place in script
+        (folder / "start.sh").write_text(script.replace("/mosquitto/data", f"{folder}/data").replace("/mosquitto/config", str(folder)).replace("exec mosquitto", f"exec {self.program}"))
         self.start()
 
     def start(self):
-        self.child = Child([self.program, "-c", self.folder / "mosquitto.conf"], self.folder / "mosquitto.log")
+        self.child = Child(["sh", self.folder / "start.sh"], self.folder / "mosquitto.log")
         self.child.wait_ready(lambda: listens(self.sensors) and listens(self.services))
 
     def restart(self):
