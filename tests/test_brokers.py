@@ -658,3 +658,11 @@ def test_kafka_over_tls_wants_the_same_certificates(kafka_tls, pki):
     for query in (f"ca={pki}/other-ca.pem&{mine}", f"ca={pki}/ca.pem&cert={pki}/other.pem&key={pki}/other.key"):
         with pytest.raises(PartMissing, match="(?i)(certificate|alert).*check broker_url"):
             knock(f"kafka://127.0.0.1:{kafka_tls}?{query}")
+
+
+def test_kafkas_word_against_one_topic_does_not_speak_for_another():
+    library = pytest.importorskip("confluent_kafka", reason="needs confluent-kafka: pip install 'predmaint[kafka]'")
+    bus = client_of("kafka://127.0.0.1:1", "sensor")
+    bus._delivered("pdm/v1/a/b/c/d/fan-1/vibration/window", library.KafkaError(library.KafkaError.TOPIC_AUTHORIZATION_FAILED), None)  # as librdkafka calls it
+    assert "is it what our certificate or login allows?" in bus.untaken("pdm/v1/a/b/c/d/fan-1/vibration/window")
+    assert bus.untaken("pdm/v1/a/b/c/d/fan-2/vibration/window") == bus.refusal == ""

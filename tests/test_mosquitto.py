@@ -248,11 +248,12 @@ def test_an_asset_cannot_forge_its_own_acknowledgement(door, clients):
 
 def test_a_sender_with_a_certificate_of_another_machine_is_told_what_is_wrong(door):
     with SensorClient(door.url(OTHER), OTHER) as sensor:
-        stream = sensor.open(FAN, STREAM, RATE_HZ, ["h", "v"], ["g", "g"])
+        stream, own = (sensor.open(asset, STREAM, RATE_HZ, ["h", "v"], ["g", "g"]) for asset in (FAN, OTHER))
         stream.send(window(0).samples)
-        wait_for(lambda: sensor.bus.refusal)
+        wait_for(lambda: "does not take" in stream.silence)
         with pytest.raises(PartMissing, match=f"does not take {of(FAN, 'window')} from us .Not authorized.: is it what our certificate or login allows"):
             sensor.flush(0.1)
+        assert own.silence == "is an agent running for this asset?"  # and the other stream is not
 
 
 def test_an_alarm_that_the_broker_does_not_take_counts_as_not_told(door, spy, tmp_path):

@@ -32,7 +32,7 @@ class Bus(Protocol):
     "A connection to a message bus. All methods may be called from any thread."
     client_id: str
     failure: str  # why the connection has ended for good although nobody closed it; empty as long as it has not
-    refusal: str  # what was said against us last: why there is no connection, or what the broker doesn't take from us; empty where nothing was
+    refusal: str  # what was said against us last, while there was no connection; empty where nothing was
 
     @property
     def connected(self) -> bool: ...
@@ -53,6 +53,9 @@ class Bus(Protocol):
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, qos: int = 1,
                 properties: Sequence[tuple[str, str]] = (), message_expiry_s: int | None = None) -> bool:
         "Hand a message to the connection; `False` when there is none and the message is gone. After its expiry nobody gets it."
+
+    def untaken(self, topic: str) -> str:
+        "Why what we publish there does not get through, as the servers have said on this connection; empty where they have said nothing."
 
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         "Wait for a message, then take what is there, up to `limit`. Empty after the timeout."

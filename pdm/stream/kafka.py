@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import InvalidInput, PartMissing
@@ -19,6 +20,7 @@ from .kafka_reader import EXPIRES_HEADER, MESSAGE_LIMIT, RETAINED, TOPIC_HEADER,
 
 # %% ../../nbs/stream/kafka.ipynb #kafkc36f7a
 log = logging.getLogger(__name__)
+_RECENT_S = 60.0  # that a word against one of our messages counts
 
 
 class Kafka:
@@ -48,6 +50,7 @@ class Kafka:
         self._acked = threading.Condition()
         self._lost, self._closing, self._up = threading.Event(), threading.Event(), threading.Event()
         self.refusal = ""
+        self._untaken: dict[str, tuple[float, str]] = {}  # topics of messages that were not delivered: when it was said, and why
         self._thread: threading.Thread | None = None
 
     @property
@@ -105,13 +108,17 @@ class Kafka:
                 self._create([name])
             while not self._lost.is_set():
                 try:
-                    producer.produce(name, None if retain and not payload else payload, message_key(topic), headers=headers, on_delivery=self._delivered)
+                    producer.produce(name, None if retain and not payload else payload, message_key(topic), headers=headers, on_delivery=partial(self._delivered, topic))
                     return True
                 except BufferError:  # as much is under way as may be
                     producer.poll(0.05)
         except KafkaException as e:
             self._fail(e.args[0])
         return False
+
+    def untaken(self, topic: str) -> str:
+        when, why = self._untaken.get(topic, (0.0, ""))
+        return why if time.monotonic() - when < _RECENT_S else ""  # what is delivered later is not told
 
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         until = time.monotonic() + timeout_s
@@ -182,6 +189,7 @@ class Kafka:
                 if self._lost.is_set():
                     return  # before it was whole: nobody is told of it
                 self._producer, self._reader, self.refusal = producer, reader, ""
+                self._untaken.clear()
             self._since_ns = time.time_ns()
             self._say_online()
             self._up.set()
@@ -246,9 +254,10 @@ class Kafka:
             self.failure = twin
             self._lost.set()
 
-    def _delivered(self, error: Any, message: Any) -> None:
+    def _delivered(self, topic: str, error: Any, _message: Any) -> None:
         if error is not None and not self._closing.is_set() and not self._lost.is_set():
-            log.warning("%s could not deliver to %s: %s", self.client_id, message.topic(), error.str())
+            self._untaken[topic] = time.monotonic(), f"Kafka does not take {topic} from us ({error.str()}): is it what our certificate or login allows?"
+            log.warning("%s could not deliver to %s: %s", self.client_id, topic, error.str())
 
     def _error(self, error: Any) -> None:
         "librdkafka says what goes wrong; only some of it ends a connection."

@@ -268,7 +268,7 @@ class Mqtt:
         self._max_inflight = 65535
         self._lost, self._closing, self._up = threading.Event(), threading.Event(), threading.Event()
         self.refusal = self.failure = ""
-        self._untaken: set[str] = set()  # topics that the broker doesn't take from us on this connection
+        self._untaken: dict[str, str] = {}  # topics that the broker doesn't take from us on this connection, and why
         self._identity, self._status, self._since_ns = Identity(client_id), status_topic(client_id), 0
         self._granted, self._grants = threading.Condition(), set[int | None]()
         self._thread: threading.Thread | None = None
@@ -324,6 +324,9 @@ class Mqtt:
             return info.is_published()
         except (RuntimeError, ValueError):  # the connection is lost, the queue is full, or the broker does not take it
             return False
+
+    def untaken(self, topic: str) -> str:
+        return self._untaken.get(topic, "")
 
     def receive(self, limit: int, timeout_s: float) -> list[Message]:
         try:
@@ -481,12 +484,11 @@ class Mqtt:
         "The broker does not take a message. It is told once; who needs it to arrive sends it again and again."
         if topic in self._untaken:
             return
-        self._untaken.add(topic)
+        self._untaken[topic] = f"the broker does not take {topic} from us ({reason}): is it what our certificate or login allows?"
         if topic == self._status:
             log.warning("the broker does not take the status of %s (%s): where a certificate says who we are, its name may have to be the client id", self.client_id, reason)
             return
-        self.refusal = f"the broker does not take {topic} from us ({reason}): is it what our certificate or login allows?"
-        log.warning("%s: %s", self.client_id, self.refusal)
+        log.warning("%s: %s", self.client_id, self._untaken[topic])
 
     def _received(self, message: Message) -> None:
         if message.topic == self._status and self._announce:

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from .outbox import Full, Outbox, Pending
 log = logging.getLogger(__name__)
 
 
-def _silence(bus: Bus) -> str:
-    "Why acknowledgements may be missing, as far as it can be seen from here."
+def _silence(bus: Bus, topics: Iterable[str]) -> str:
+    "Why acknowledgements of windows on these topics may be missing, as far as it can be seen from here."
     if bus.failure:
         return bus.failure
     if bus.connected:
-        return bus.refusal or "is an agent running for this asset?"
+        return next(filter(None, map(bus.untaken, topics)), "is an agent running for this asset?")
     return f"there is no connection to the broker, which is tried again: {bus.refusal or 'is it running, and to be reached from here?'}"
 
 
@@ -55,7 +55,7 @@ class SensorStream:
     @property
     def silence(self) -> str:
         "Why nothing is acknowledged, where nothing is."
-        return _silence(self._client.bus)
+        return _silence(self._client.bus, [self._topic])
 
     def send(self,
         samples: np.ndarray,                          # float32 [channel, sample]
@@ -171,12 +171,13 @@ class SensorClient:
         timeout_s: float = 30.0,
     ) -> None:
         "Wait until everything is acknowledged. Raises `PartMissing`, saying what is missing, when that takes longer."
-        def waiting() -> list[str]:
-            return [f"{len(s.outbox.pending)} of {s.path}/{s.stream}" for s in self.streams if s.outbox.pending]
+        def waiting() -> list[SensorStream]:
+            return [s for s in self.streams if s.outbox.pending]
 
         with self._changed:
             if not self._changed.wait_for(lambda: not waiting(), timeout_s):
-                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({', '.join(waiting()[:5])}): {_silence(self.bus)}")
+                left = ", ".join(f"{len(s.outbox.pending)} of {s.path}/{s.stream}" for s in waiting()[:5])
+                raise PartMissing(f"after {timeout_s:g} s there are windows without an acknowledgement ({left}): {_silence(self.bus, [s._topic for s in waiting()])}")
 
     def close(self) -> None:
         "Disconnect. What is not acknowledged by now stays in the buffer, or is forgotten where there is none: `flush` first."
