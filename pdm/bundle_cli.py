@@ -6,10 +6,14 @@
 __all__ = ['bundle', 'Path_', 'differences', 'sign', 'verify', 'show', 'diff', 'fetch_installed']
 
 # %% ../nbs/bundle_cli.ipynb #bcli3
+import fcntl
 import hashlib
+import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,21 +138,53 @@ def _missing(settings: Settings) -> list[Path]:
     return sorted({s.bundle for s in streams if not (s.bundle.is_dir() and s.calibration.is_file())})
 
 
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    "Wait until nobody else brings bundles there, and clear away what one that was killed has left aside."
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        lock = (parent / ".bringing").open("w")
+    except OSError as e:
+        raise PartMissing(f"{parent} can't be written ({e.strerror}): check the space left and the rights there") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in parent.glob(".unproven-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _check_calibrations(settings: Settings, folder: Path, released: Iterable[Path]) -> None:
+    "Raises `InvalidConfig` where the asset records name a calibration of a bundle that is neither here nor among what is released."
+    named = {s.calibration.resolve() for r in load_assets(settings.assets) for s in r.streams.values() if s.bundle == folder}
+    there = {p.resolve() for p in released if p.parent.name == f"{folder.name}.calibration"}
+    if any(not n.is_file() for n in named - there):
+        raise InvalidConfig(f"{settings.assets} names a calibration of bundle {folder.name[:12]} that was not released with it: "
+                            f"there is {', '.join(sorted(p.name for p in there)) or 'none'}")
+
+
 def _bring(settings: Settings, folder: Path) -> None:
-    "A bundle in its place, proven before it is there. Raises `PartMissing`, or what `verify` raises."
+    "A bundle in its place, proven before it is there. Raises `PartMissing`, `InvalidConfig` for a calibration that is not released, or what `fetch` and `verify` raise."
     if not is_sha256(folder.name):
         raise InvalidConfig(f"{settings.assets} names the bundle {folder}, which is not here: a folder that can be fetched is called by its digest, 64 hexadecimal digits")
     if not settings.bundle_url:
         raise PartMissing(f"no whole bundle {folder.name[:12]} in {folder.parent}: the updater brings it, or set bundle_url to where it is")
     from pdm.model.signature import Trust
     from pdm.model.signature import verify as verify_folder
-    from pdm.model.transport import fetch
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    from pdm.model.transport import _reaching, fetch, place_of
     most, trust = round(settings.bundle_max_mb * 1e6), Trust.of(settings)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unproven-") as aside:
-        for part in _folders(fetch(settings.bundle_url, folder.name, aside, most)):
-            verify_folder(part, trust)
-        fetch(f"file:{aside}", folder.name, folder.parent, most, anew=True)
+    with _alone(folder.parent):
+        if folder not in _missing(settings):
+            return  # another one has brought it meanwhile
+        if folder.is_dir():  # only a calibration is missing
+            with _reaching(settings.bundle_url):
+                released = place_of(settings.bundle_url).files(folder.name)
+            if released:
+                _check_calibrations(settings, folder, (folder.parent / name for name in released))
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unproven-") as aside:
+            for part in _folders(fetch(settings.bundle_url, folder.name, aside, most)):
+                verify_folder(part, trust)
+            fetch(f"file:{aside}", folder.name, folder.parent, most, anew=True)
+    _check_calibrations(settings, folder, Path(f"{folder}.calibration").glob("*"))
 
 
 @bundle.command("fetch")
@@ -156,16 +192,21 @@ def fetch_installed(
     wait: Annotated[float, typer.Option(min=0, help="try again for so long, seconds")] = 0.0,
 ) -> None:
     "Bring the bundles that the asset records name and that are not here, from bundle_url, if somebody trusted has signed them. Without bundle_url: wait for them."
-    settings, until = load_settings(), time.monotonic() + wait
+    settings, until, told = load_settings(), time.monotonic() + wait, set[str]()
+    if settings.bundle_url:
+        for parent in {s.bundle.parent for r in load_assets(settings.assets) for s in r.streams.values()}:
+            if next(parent.glob(".unproven-*"), None):
+                with _alone(parent):
+                    pass
     while missing := _missing(settings):
         try:
             _bring(settings, missing[0])
-            if missing[0] in _missing(settings):
-                raise InvalidConfig(f"{settings.assets} names a calibration of bundle {missing[0].name[:12]} that was not released with it: "
-                                    f"there is {', '.join(sorted(p.name for p in Path(f'{missing[0]}.calibration').glob('*'))) or 'none'}")
             typer.echo(f"{missing[0].name[:12]} is here")
-        except PartMissing:
-            if time.monotonic() > until:
+        except (PartMissing, InvalidBundle) as e:
+            if time.monotonic() >= until or (isinstance(e, InvalidBundle) and e.reason not in ("not_found", "wrong_digest")):
                 raise
+            if str(e) not in told:
+                told.add(str(e))
+                typer.echo(f"waiting, {wait:g} s at most: {e}", err=True)
             time.sleep(1.0)
     typer.echo("every bundle that the asset records name is here")
