@@ -85,10 +85,11 @@ class Edge:
 
 class Publisher:
     "The sensors of some assets, as a process that has started to send."
-    def __init__(self, folder: Path, broker_url: str, assets: Sequence[str], seconds: float, rate: float = 0.0, window: int = 64):
+    def __init__(self, folder: Path, broker_url: str, assets: Sequence[str], seconds: float, rate: float = 0.0, window: int = 64,
+                 **more: object):
         self._out = folder / f"sent-{time.time_ns()}.npz"
         order = {"broker_url": broker_url, "assets": list(assets), "seconds": seconds, "rate": rate, "window": window, "stream": STREAM, "rate_hz": RATE_HZ,
-                 "channels": CHANNELS, "units": UNITS, "windows": str(folder / "windows.npy"), "out": str(self._out)}
+                 "channels": CHANNELS, "units": UNITS, "windows": str(folder / "windows.npy"), "out": str(self._out)} | more
         self.process = subprocess.Popen([sys.executable, HERE / "_edge_publisher.py", json.dumps(order)], stdout=subprocess.PIPE, text=True)
 
     def result(self) -> dict:

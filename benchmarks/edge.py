@@ -9,6 +9,7 @@ single requests to Triton under the same load plus twice that of the journal's c
 `edge_vs_script_ratio`: verdicts a second over those of benchmarks/_script.py.
 `rss_growth_ratio`: the agent's memory in the last tenth of a sustained run over that in the second tenth.
 `postgres_ratio`, `influx_ratio`: replication beside the bare way to write, where their parts are there.
+`sizing` has no ratios but tables: what edge/SIZING.md is made of.
 """
 
 import importlib.util
@@ -50,7 +51,7 @@ from pdm.serve.server import TritonServer
 from pdm.stream.broker import EmbeddedBroker
 from pdm.stream.mqtt import Mqtt
 
-PARTS = ("throughput", "latency", "script", "sustained", "growth", "stores")
+PARTS = ("throughput", "latency", "script", "sustained", "growth", "stores", "sizing")
 CLIENTS = [(kind, threads) for kind in ("ours", "gRPC", "gRPC, shared memory") for threads in (1, 2)]
 ASSETS = 8
 
@@ -254,13 +255,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench, why = None, ""
         try:
-            bench = Bench(Path(folder), args.quick, stack, checks, tables) if set(parts) - {"stores"} else None
+            bench = Bench(Path(folder), args.quick, stack, checks, tables) if set(parts) - {"stores", "sizing"} else None
         except PartMissing as e:
             why = str(e)
         for name in parts:
             with part(name, NAMES.get(name, []), checks, seconds):
                 if name == "stores":
                     stores(args.quick, checks, tables)
+                elif name == "sizing":
+                    tables["sizing"] = importlib.import_module("_edge_sizing").measure(Path(folder) / "sizing", args.quick)
                 elif bench is None:
                     raise PartMissing(why)
                 else:
