@@ -148,14 +148,13 @@ class _Slot:
     def message(self, inputs: dict[str, np.ndarray]) -> Any:
         "The request for these windows, at most `max_batch`."
         n = len(inputs["window"])
-        message = self._messages.get(n) or self._messages.setdefault(n, self._new_message(n))
-        if self.region:
-            for name, values in inputs.items():
-                self._views[name][:n] = values
-        else:
-            del message.raw_input_contents[:]
+        if not self.region:  # anew: what a message once held stays in its arena until the message goes, whatever is deleted from it
+            message = self._new_message(n)
             message.raw_input_contents.extend(tensor.tobytes() for tensor in inputs.values())
-        return message
+            return message
+        for name, values in inputs.items():
+            self._views[name][:n] = values
+        return self._messages.get(n) or self._messages.setdefault(n, self._new_message(n))
 
     def _new_message(self, n: int) -> Any:
         inputs, outputs = _shapes(self._contract)
