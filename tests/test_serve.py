@@ -92,6 +92,20 @@ def embedded(server):
         yield engine
 
 
+@pytest.mark.parametrize("kind", ["triton", "triton-by-message"])
+def test_windows_that_were_scored_are_not_held_in_memory(engines, make_bundle, rng, kind):
+    model = engines[kind].load(make_bundle(samples=2560))
+    windows, process = rng.standard_normal((64, 2, 2560)).astype(np.float32), psutil.Process()
+    sizes = list(range(44, 65))
+    for n in sizes:
+        model.infer(windows[:n])
+    before = process.memory_info().rss
+    for n in 10 * sizes:
+        model.infer(windows[:n])
+    sent = 10 * sum(sizes) * windows[0].nbytes
+    assert process.memory_info().rss - before < sent / 8
+
+
 @pytest.mark.parametrize("conditions", [0, 3])
 def test_scores_are_those_of_onnx_runtime_whatever_the_batch(engine, make_bundle, rng, conditions):
     bundle = make_bundle(conditions=conditions)
