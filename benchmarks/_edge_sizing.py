@@ -154,7 +154,7 @@ class Site:
             stack.enter_context(prometheus)
             self.edge.ready()
             wait_for(lambda: "pdm_sink_lag_rows" in page(ports["sinks"]) and page(self.port), 60)
-            self.lag = lambda: value(page(ports["sinks"]), 'pdm_sink_lag_rows{sink="influx"}')
+            self._sinks_port = ports["sinks"]
             self.pids = {"mosquitto": self.door.child.pid, "agent": self.edge.child.pid, "triton": self.triton.pid, "sinks": self.sinks.pid, "updater": self.updater.pid,
                          "influxdb": self.influx.children[0].pid, "nginx": self.influx.children[1].pid, "prometheus": prometheus.pid,
                          "alertmanager": self.alertmanager[0].pid, "node-exporter": node.pid}
@@ -204,6 +204,11 @@ class Site:
         s = self.fitted.shape
         return Publisher(self.folder, self.door.url(self.line), self.edge.assets, seconds, windows=str(self.fitted.windows), client_id=self.line,
                          rate_hz=s.rate_hz, channels=s.names, units=s.units, **how)
+
+    def lag(self) -> float:
+        "Verdicts that are in the journal and not in InfluxDB."
+        written, told = value(page(self._sinks_port), 'pdm_sink_rows_total{sink="influx"}'), self.edge.page()
+        return np.nan_to_num(sum(np.nan_to_num(value(told, f'pdm_windows_total{{result="{r}"}}')) for r in ("scored", "late")) - np.nan_to_num(written)).clip(0).item()
 
     def stored(self) -> int:
         "Windows in InfluxDB."
@@ -260,7 +265,7 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     sustained = tables["windows"][next(iter(SHAPES))]["sustained, windows a second"]
     for n in size.assets:
         with timed(f"{n} assets"):
-            every_s = max(0.05, 0.0005 * n)
+            every_s = 0.03 if n == 1 else 0.06 if n <= 50 else 0.1
             with Site(folder / f"memory-{n}", first, n, every_s) as site:
                 tables["memory"][str(n)] = memory_of(site, size, n, min(10.0 * n, sustained / 2), every_s)
                 if n == size.middle:
@@ -322,7 +327,7 @@ def twice(site: Site, size: Size, sustained: float) -> dict[str, Any]:
     "Twice of what is sustained for a while, with the W that is shipped, then a tenth of it."
     catch_up(site)
     before, stored, since = len(site.edge.committed()), site.stored(), time.time_ns()
-    publisher = site.publish(0.0, window=64, phases=[[sustained / 2, size.overload_s / 12], [2 * sustained, size.overload_s], [sustained / 10, size.overload_s * 4 / 3]])
+    publisher = site.publish(0.0, window=64, phases=[[sustained / 2, size.overload_s / 12], [2 * sustained, size.overload_s], [sustained / 10, size.overload_s * 5 / 6]])
     lags = []
     while publisher.process.poll() is None:
         lags.append((time.time_ns(), site.lag()))
@@ -406,14 +411,15 @@ def second_version(site: Site, rate: float) -> dict[str, Any]:
     "A challenger is deployed as on a site; memory while it scores beside."
     bundle, _ = site.fitted.fit(site.state / "bundles", seed=1)
     site.want(bundle)
-    publisher, end, state = site.publish(20.0, rate=rate), time.monotonic() + 20, ""
+    publisher, end, state = site.publish(60.0, rate=rate), time.monotonic() + 40, ""
     while time.monotonic() < end and state not in ("shadow", "promoted", "rolled_back"):
         found = re.findall(rf'^pdm_rollout_candidate{{digest="{bundle.digest[:12]}[^}}]*state="(\w+)"}} 1', page_of(site, "updater_metrics_port"), re.M)
         state = found[0] if found else state
         time.sleep(0.1)
     time.sleep(2.0 if state == "shadow" else 0.0)
     beside = memory(site.pids)
-    publisher.result()
+    publisher.process.kill()
+    publisher.process.wait()
     return {"state": state, "MiB": beside}
 
 
