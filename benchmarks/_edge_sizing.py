@@ -2,8 +2,8 @@
 mosquitto with TLS and its access lists (edge/mosquitto), agent, sinks and updater as `predmaint` starts them, Triton on the processor, Prometheus with the rules of
 edge/prometheus, Alertmanager, node exporter. Windows go to Triton in the message, as between pods, not through shared memory.
 
-Two things are not as on a site, and the tables name them: InfluxDB is Debian's 1.6.7 behind nginx, and Prometheus asks many times a second in place of every 15 s, so
-that two hours of samples come in a minute. Grafana is in no package here.
+Two things are not as on a site, and the tables name them: InfluxDB is Debian's 1.6.7 behind nginx, and the memory of Prometheus is that of a second one, which in half a
+minute is given the pages of the site's programs as often as in two hours. Grafana is in no package here.
 
 `sustained`: the highest of some shares of the limit at which acknowledgements come within a second and InfluxDB is not left behind.
 """
@@ -13,10 +13,12 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -84,7 +86,8 @@ class Size:
     limit_s: float
     trial_s: float
     overload_s: float
-    scrapes: int
+    load_s: float   # of memory's load
+    samples: int    # of a series of Prometheus
     assets: tuple[int, ...]
 
     @property
@@ -92,7 +95,7 @@ class Size:
         return self.assets[len(self.assets) // 2]
 
 
-FULL, QUICK = Size(4.0, 8.0, 60.0, SCRAPES, (1, 50, 200)), Size(0.5, 1.0, 3.0, 20, (1, 2, 4))
+FULL, QUICK = Size(4.0, 8.0, 60.0, 15.0, SCRAPES, (1, 50, 200)), Size(0.5, 1.0, 3.0, 1.0, 20, (1, 2, 4))
 
 
 class Fitted:
@@ -118,7 +121,7 @@ class Fitted:
 
 class Site:
     "All programs of a site, for so many assets. Close it."
-    def __init__(self, folder: Path, fitted: Fitted, assets: int, every_s: float = 15.0):
+    def __init__(self, folder: Path, fitted: Fitted, assets: int):
         sys.path.insert(0, str(ROOT / "tests"))
         from edge_broker import Door
         from servers import Influx, wait_for
@@ -146,12 +149,11 @@ class Site:
             self.want(fitted.bundle)
             self.sinks = stack.enter_context(self._program("sinks"))
             self.updater = stack.enter_context(self._program("triton", "run", name="updater"))
-            self.exporter = free_port()
-            node = stack.enter_context(Child([find_program("prometheus-node-exporter"), f"--web.listen-address=127.0.0.1:{self.exporter}"], folder / "node.log"))
-            self.port = free_port()
-            prometheus = self._prometheus(every_s, {"agent": self.edge.port, **ports, "triton": int(self.triton.metrics_url.rpartition(":")[2].partition("/")[0]),
-                                                    "influxdb": self.influx.inner, "prometheus": self.port, "alertmanager": self.alertmanager[1], "node": self.exporter})
-            stack.enter_context(prometheus)
+            exporter, self.port = free_port(), free_port()
+            node = stack.enter_context(Child([find_program("prometheus-node-exporter"), f"--web.listen-address=127.0.0.1:{exporter}"], folder / "node.log"))
+            self.targets = {"agent": self.edge.port, **ports, "triton": int(self.triton.metrics_url.rpartition(":")[2].partition("/")[0]),
+                            "influxdb": self.influx.inner, "prometheus": self.port, "alertmanager": self.alertmanager[1], "node": exporter}
+            prometheus = stack.enter_context(self.prometheus("prometheus", self.port, 15.0, {job: (port, "metrics") for job, port in self.targets.items()}))
             self.edge.ready()
             wait_for(lambda: "pdm_sink_lag_rows" in page(ports["sinks"]) and page(self.port), 60)
             self._sinks_port = ports["sinks"]
@@ -184,20 +186,21 @@ class Site:
                        f"--web.listen-address=127.0.0.1:{port}"], self.folder / "alertmanager.log")
         return stack.enter_context(child), port
 
-    def _prometheus(self, every_s: float, ports: Mapping[str, int]) -> Child:
-        "With the rules and jobs that are shipped."
-        where = self.folder / "prometheus"
+    def prometheus(self, name: str, port: int, every_s: float, targets: Mapping[str, tuple[int, str]]) -> Child:
+        "With the rules and jobs that are shipped, each job's page at a port and path."
+        where = self.folder / name
         shutil.copytree(ROOT / "edge/prometheus", where)
         config = yaml.safe_load((where / "prometheus.yml").read_text())
         every = f"{round(1000 * every_s)}ms"
         config["global"] |= {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
-        config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [f"127.0.0.1:{ports['alertmanager']}"]}]}]
-        config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in ports]
+        config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": [f"127.0.0.1:{self.alertmanager[1]}"]}]}]
+        config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] in targets]
         for job in config["scrape_configs"]:
-            job["static_configs"][0]["targets"] = [f"127.0.0.1:{ports[job['job_name']]}"]
+            at, path = targets[job["job_name"]]
+            job["static_configs"][0]["targets"], job["metrics_path"] = [f"127.0.0.1:{at}"], f"/{path}"
         (where / "prometheus.yml").write_text(yaml.safe_dump(config))
         return Child([find_program("prometheus"), f"--config.file={where}/prometheus.yml", f"--storage.tsdb.path={where}/data", "--web.enable-admin-api",
-                      f"--web.listen-address=127.0.0.1:{ports['prometheus']}"], self.folder / "prometheus.log")
+                      f"--web.listen-address=127.0.0.1:{port}"], self.folder / f"{name}.log")
 
     def publish(self, seconds: float, **how: Any) -> Publisher:
         "The sensors of the line: one connection with the line's certificate, as a gateway has."
@@ -221,6 +224,35 @@ def page(port: int) -> str:
         return urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     except (URLError, OSError):
         return ""
+
+
+@contextmanager
+def replayed(pages: Mapping[str, Sequence[str]]):
+    "A server that has one after the other of the pages that were kept, at /<job>; its port."
+    asked = dict.fromkeys(pages, 0)
+    kept = {job: [p.encode() for p in told] for job, told in pages.items()}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            job = self.path.strip("/")
+            body, asked[job] = kept[job][asked[job] % len(kept[job])], asked[job] + 1
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with suppress(BrokenPipeError):  # it did not wait
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def value(text: str, name: str) -> float:
@@ -265,9 +297,8 @@ def measure(folder: Path, quick: bool) -> dict[str, Any]:
     sustained = tables["windows"][next(iter(SHAPES))]["sustained, windows a second"]
     for n in size.assets:
         with timed(f"{n} assets"):
-            every_s = 0.03 if n == 1 else 0.06 if n <= 50 else 0.1
-            with Site(folder / f"memory-{n}", first, n, every_s) as site:
-                tables["memory"][str(n)] = memory_of(site, size, n, min(10.0 * n, sustained / 2), every_s)
+            with Site(folder / f"memory-{n}", first, n) as site:
+                tables["memory"][str(n)] = memory_of(site, size, n, min(10.0 * n, sustained / 2))
                 if n == size.middle:
                     tables["disk"] = disk_of(site)
                     tables["a second version"] = second_version(site, sustained / 4)
@@ -361,18 +392,29 @@ def twice(site: Site, size: Size, sustained: float) -> dict[str, Any]:
             "memory, MiB": {k: v["most"] for k, v in memory(site.pids).items()}}
 
 
-def memory_of(site: Site, size: Size, n: int, rate: float, every_s: float) -> dict[str, Any]:
-    "After as many scrapes as two hours have, under load."
-    while not value(page(site.port), "prometheus_tsdb_head_series") > 0:  # it begins five seconds after its start
-        time.sleep(0.1)
-    sent = site.publish(size.scrapes * every_s, rate=rate).result()
-    told = page(site.port)
-    found = memory(site.pids)
-    series, samples = value(told, "prometheus_tsdb_head_series"), value(told, 'prometheus_tsdb_head_samples_appended_total{type="float"}')
-    urlopen(Request(f"http://127.0.0.1:{site.port}/api/v1/admin/tsdb/snapshot", method="POST"), timeout=60).read()
-    data = site.folder / "prometheus/data"
-    return {"windows a second": round(rate), "sent": sent["sent"], "MiB": found, "journal": size_of(site.state), "agent's page, bytes": len(site.edge.page()),
-            "Prometheus": {"asked every, s": every_s, "series": round(series), "samples": round(samples), "samples a series": round(samples / series),
+def memory_of(site: Site, size: Size, n: int, rate: float) -> dict[str, Any]:
+    "Under load; of Prometheus after as many samples as two hours have."
+    seconds = max(size.load_s, 40 * n / rate)  # the agent keeps three seconds of each asset's signal: 30 windows
+    publisher, pages = site.publish(seconds, rate=rate), {job: list[str]() for job in site.targets}
+    while publisher.process.poll() is None:
+        for job, port in site.targets.items():
+            pages[job] += [told] if (told := page(port)) else []
+        time.sleep(seconds / 40)
+    sent, found = publisher.result(), memory({k: v for k, v in site.pids.items() if k != "prometheus"})
+    port, every_s = free_port(), 0.04 if n == 1 else 0.06
+    with replayed(pages) as at, site.prometheus("two-hours", port, every_s, {job: (at, job) for job in pages}) as prometheus:
+        end = time.monotonic() + 3 * size.samples * every_s + 10  # it begins five seconds after its start
+        while time.monotonic() < end:
+            told = page(port)
+            series, samples = value(told, "prometheus_tsdb_head_series"), value(told, 'prometheus_tsdb_head_samples_appended_total{type="float"}')
+            if samples >= size.samples * series:
+                break
+            time.sleep(0.2)
+        found |= memory({"prometheus": prometheus.pid})
+        urlopen(Request(f"http://127.0.0.1:{port}/api/v1/admin/tsdb/snapshot", method="POST"), timeout=60).read()
+    data = site.folder / "two-hours/data"
+    return {"windows a second": round(rate), "sent": sent["sent"], "MiB": found, "agent's page, bytes": len(pages["agent"][-1]),
+            "Prometheus": {"pages": len(pages["agent"]), "series": round(series), "samples": round(samples), "samples a series": round(samples / series),
                            "block, bytes": size_of(data / "snapshots"), "head and WAL, bytes": size_of(data / "wal") + size_of(data / "chunks_head")}}
 
 

@@ -24,7 +24,8 @@ def test_the_result_is_a_full_run_in_which_nothing_was_lost_and_nothing_doubled(
     assert not RESULT["quick"] and d["for, s"] == 60
     assert d["sent"] == d["acknowledged"] == d["committed"] == d["distinct"] == d["in InfluxDB"] > 10_000
     assert d["most unacknowledged"] <= d["W x streams"]
-    assert list(TABLES["memory"]) == ["1", "50", "200"] and TABLES["a second version"]["state"] in ("shadow", "promoted")
+    assert list(TABLES["memory"]) == ["1", "50", "200"] and all(m["Prometheus"]["samples a series"] >= sizing.SAMPLES for m in TABLES["memory"].values())
+    assert TABLES["a second version"]["state"] in ("shadow", "promoted")
 
 
 @pytest.mark.parametrize("pod", sizing.pods(TABLES))
@@ -40,6 +41,11 @@ def test_what_is_assumed_of_the_board_stands_apart_from_what_was_measured_and_it
     for row in TABLES["windows"].values():
         low, high = sizing.on_the_board(row)
         assert 0 < low < high
+
+
+def test_the_panels_that_the_page_names_are_on_the_dashboard():
+    titles = {p.get("title") for p in json.loads((ROOT / "edge/grafana/dashboards/site.json").read_text())["panels"]}
+    assert {"Age of the newest window", "Sinks behind by"} <= titles
 
 
 def test_the_limits_that_the_page_counts_with_are_those_of_the_configuration():

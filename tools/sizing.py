@@ -50,8 +50,11 @@ def size(n: float) -> str:
 
 
 def span(low: float, high: float) -> str:
-    a, b = two(low), two(high)
-    return a if a == b else f"{a} to {b}"
+    return joined(two(low), two(high))
+
+
+def joined(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def resources(name: str) -> tuple[int, int]:
@@ -66,11 +69,6 @@ def resources(name: str) -> tuple[int, int]:
 
 def mebibytes(quantity: str) -> int:
     return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
-
-
-def missing(p: Mapping[str, Any]) -> float:
-    "MiB that the samples of two hours would take which were not there."
-    return max(0, SAMPLES * p["series"] - p["samples"]) * p["block, bytes"] / p["samples"] / MIB
 
 
 def together() -> str:
@@ -103,9 +101,22 @@ def own_ms(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: row["processor, ms a window"][name] for name in ("mosquitto", "agent", "triton", "sinks", "influxdb")}
 
 
-def assets_of(rate: float, every_s: float) -> float:
+def an_asset(t: Mapping[str, Any]) -> float:
+    "MiB that one more costs the agent."
+    few, many = list(t["memory"])[-2:]
+    return (now(t, "agent", int(many)) - now(t, "agent", int(few))) / (int(many) - int(few))
+
+
+def room(t: Mapping[str, Any]) -> int:
+    "Assets that the agent's limit has room for, with the margin; in tens."
+    limit = resources("agent")[1]
+    return min(CONNECTIONS, int((ASSETS + (limit / MARGIN - now(t, "agent", ASSETS)) / an_asset(t)) // 10 * 10))
+
+
+def assets_of(t: Mapping[str, Any], rate: float, every_s: float) -> str:
     "At half of the rate: the other half is for catching up."
-    return min(rate / 2 * every_s, CONNECTIONS)
+    n = rate / 2 * every_s
+    return two(n) if n < room(t) else f"{room(t)}\\*"
 
 
 def on_the_board(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -144,9 +155,10 @@ def measured(result: Mapping[str, Any]) -> list[str]:
                    [[name, f"{w['bytes on the wire']:,}", f"{w['limit, windows a second']:,}", f"{w['sustained, windows a second']:,}", f"{w['p50, ms']:.0f}", f"{w['p99, ms']:.0f}",
                      two(1e3 * m["cores"] / (sum(own_ms(w).values()) + w["processor, ms a window"]["sensors"]))] for name, w in windows.items()]),
              "The last column is arithmetic: both cores' time over the time that one window takes, the sensors' part included.",
-             "**Assets of that machine**, at half of what it sustains, so that there is room to catch up after an outage; no more than the "
-             f"{CONNECTIONS:,} connections that mosquitto takes (a line's gateway has one for many assets):",
-             table(["window", *(f"every {s} s" for s in EVERY_S)], [[name, *(two(assets_of(w["sustained, windows a second"], s)) for s in EVERY_S)] for name, w in windows.items()]),
+             "**Assets of that machine**, at half of what it sustains, so that there is room to catch up after an outage:",
+             table(["window", *(f"every {s} s" for s in EVERY_S)], [[name, *(assets_of(t, w["sustained, windows a second"], s) for s in EVERY_S)] for name, w in windows.items()]),
+             f"\\* not for the processor's sake: so many the agent's memory limit has room for, with the margin below and {two(1024 * an_asset(t))} KiB an asset, which is what it keeps of "
+             f"2 x 25.6 kHz for a diagnosis. A larger site gives it a larger limit, or an agent more; mosquitto takes {CONNECTIONS:,} connections (a line's gateway has one for many assets).",
              "**Processor time of one window**, ms:",
              table(["program", *windows], [[name, *(f"{w['processor, ms a window'][name]:.3f}" for w in windows.values())] for name in
                                            ("mosquitto", "agent", "triton", "sinks", "influxdb", "nginx", "prometheus", "sensors")]),
@@ -158,18 +170,16 @@ def measured(result: Mapping[str, Any]) -> list[str]:
     parts += [table(["pod", *(f"{n} asset{'s' * (n != '1')}" for n in counts), "most", "asked", "limit"],
                     [[name, *(f"{now(t, name, int(n)):.0f}" for n in counts), f"{most(t, name):.0f}", *resources(name)] for name in pods(t)]),
               f"tests/test_sizing.py: no pod asks for less than its processes had with {ASSETS} assets, and no limit is below {MARGIN:g} times the most that was seen."]
-    agent = [now(t, "agent", int(n)) for n in counts[-2:]]
-    one = (agent[1] - agent[0]) / (int(counts[-1]) - int(counts[-2]))
     second, alone = t["a second version"], t["without Triton"]
-    more = [f"- **An asset more** costs the agent {two(one * 1024) if one > 0 else 'less than 1'} KiB (from {counts[-2]} to {counts[-1]} of them).",
+    more = [f"- **An asset more** costs the agent {two(1024 * an_asset(t))} KiB (from {counts[-2]} to {counts[-1]} of them).",
             f"- **A second version** in Triton, deployed as the updater does it and seen in the state *{second['state']}*: Triton has {second['MiB']['triton']['now']:.0f} MiB in place of "
             f"{now(t, 'triton', int(counts[1])):.0f}, the agent {second['MiB']['agent']['now']:.0f}, the updater at most {second['MiB']['updater']['most']:.0f}.",
             f"- **Without Triton** the agent scores by itself, and has {alone['now']:.0f} MiB with {counts[-1]} assets.",
-            "- **Prometheus** had " + ", ".join(f"{p['series']:,} series with {n}" for n, p in ((n, t["memory"][n]["Prometheus"]) for n in counts)) + " assets. It asked many times a second in "
-            f"place of every 15 s, so that two hours' samples, {SAMPLES} a series, should come in half a minute; with the cores taken it got "
-            + ", ".join(str(t["memory"][n]["Prometheus"]["samples a series"]) for n in counts) + f" a series. The rest would be {missing(t['memory'][counts[-1]]['Prometheus']):.0f} MiB "
-            f"more at most with {counts[-1]} assets, counting a sample as large as it is in a block with its index (arithmetic).",
-            "- **Not measured:** InfluxDB 2 (its figures in the manifests are set by hand; version 1, which was measured, is a lower bound) and Grafana."]
+            "- **Prometheus** had " + ", ".join(f"{t['memory'][n]['Prometheus']['series']:,} series with {n}" for n in counts) + " assets. Its memory is that of a second one, which was given "
+            f"what the programs had shown under load, page after page, until it had {SAMPLES} samples of a series, as many as two hours bring: "
+            + ", ".join(str(t["memory"][n]["Prometheus"]["samples a series"]) for n in counts) + ".",
+            "- **Not measured:** InfluxDB 2 (its figures in the manifests are set by hand; version 1, which was measured, is a lower bound), Grafana, and Prometheus while it makes "
+            "blocks of what it has, every two hours."]
     return [*parts, "\n".join(more)]
 
 
@@ -191,8 +201,8 @@ def kept(t: Mapping[str, Any]) -> list[str]:
     return ["### Disk",
             f"Bytes that stay of a window of 2 x 2560, from {d['windows']:,} of them: the journal after it was tidied (all verdicts; raw windows have gone), InfluxDB's TSM files, "
             f"the archive after its nightly merging ({d['archive, windows']:,} windows kept). A day of so many assets with a window every 10 s is arithmetic from that; "
-            "the archive takes its default share there, 1 % of the healthy windows and one in a thousand that looks suspicious. Prometheus: the bytes of a sample in a short block, index included, times the samples that its series have in a day; "
-            "larger blocks have less index, so it is less.",
+            "the archive takes its default share there, 1 % of the healthy windows and one in a thousand that looks suspicious. Prometheus: the block of two hours, by its samples; what it joins to larger ones "
+            "takes less.",
             table(["what", "bytes", *(f"a day, {k} asset{'s' * (k != '1')}" for k in n), "kept: until full"], rows),
             f"The volume of the backups ({volume('backups') / 2**30:.0f} GiB) holds seven copies of the journal and of InfluxDB as long as these two together are below "
             f"{volume('backups') / 7 / 1e9:.1f} GB; a larger site carries them away more often, or keeps fewer."]
@@ -219,7 +229,7 @@ def doubled(t: Mapping[str, Any]) -> list[str]:
 def board(t: Mapping[str, Any]) -> list[str]:
     windows = t["windows"]
     rates = {name: on_the_board(w) for name, w in windows.items()}
-    rows = [[name, span(*rates[name]), *(span(*(assets_of(r, s) for r in rates[name])) for s in EVERY_S), f"{two(1e3 * 64 / rates[name][1])} ms",
+    rows = [[name, span(*rates[name]), *(joined(*(assets_of(t, r, s) for r in rates[name])) for s in EVERY_S), f"{two(1e3 * 64 / rates[name][1])} ms",
              f"{two(8e-6 * rates[name][1] * w['bytes on the wire'])} Mbit/s"] for name, w in windows.items()]
     return ["## Not measured: arithmetic for a Jetson Orin Nano of 8 GB",
             "Nobody who wrote this had one. What follows is the processor time above, put on another processor under these assumptions; it is as good as they are.",
@@ -232,8 +242,8 @@ def board(t: Mapping[str, Any]) -> list[str]:
                        "6. InfluxDB 2 takes as much processor time as 1.6.7 did. The NVMe drive does not bind: one commit is for many windows.",
                        f"7. Memory: the manifests and the system ask for {together()} MiB of 7,620 (`edge/k3s/README.md`), with figures for Triton, its builder and the system that nobody has measured on a board either."]),
             table(["window", "windows a second", *(f"assets, every {s} s" for s in EVERY_S), "engine, 64 windows", "network, at most"], rows),
-            f"Assets are at half of the rate, and no more than {CONNECTIONS:,}, as above. A site near these figures is measured before it is trusted: `verify_device.py site` on the board, "
-            "then the panels *latency* and *cursor lag* of the dashboard Site health under its own load."]
+            "Assets are at half of the rate, and \\* is the agent's memory, as above. A site near these figures is measured before it is trusted: `verify_device.py site` on the board, "
+            "then *Age of the newest window* and *Sinks behind by* of the dashboard Site health under its own load."]
 
 
 def main() -> None:
