@@ -164,7 +164,7 @@ def measured(result: Mapping[str, Any]) -> list[str]:
                                            ("mosquitto", "agent", "triton", "sinks", "influxdb", "nginx", "prometheus", "sensors")]),
              "nginx stands in for a part of InfluxDB 2, and the sensors are not on a board. What Prometheus takes is by time, not by window.",
              "### Memory",
-             "MiB resident (RSS, children included, what two processes map counted twice), 2 x 2560 windows, after half a minute under load. *Most* is the highest of each "
+             "MiB resident (RSS, children included, what two processes map counted twice), 2 x 2560 windows, under load until the agent has of each asset the three seconds that it keeps. *Most* is the highest of each "
              "process in all of the run (VmHWM), with twice the load, a second version, and the agent without Triton. *Asked* and *limit* are those of `edge/k3s/base`."]
     counts = list(t["memory"])
     parts += [table(["pod", *(f"{n} asset{'s' * (n != '1')}" for n in counts), "most", "asked", "limit"],
@@ -173,7 +173,8 @@ def measured(result: Mapping[str, Any]) -> list[str]:
     second, alone = t["a second version"], t["without Triton"]
     more = [f"- **An asset more** costs the agent {two(1024 * an_asset(t))} KiB (from {counts[-2]} to {counts[-1]} of them).",
             f"- **A second version** in Triton, deployed as the updater does it and seen in the state *{second['state']}*: Triton has {second['MiB']['triton']['now']:.0f} MiB in place of "
-            f"{now(t, 'triton', int(counts[1])):.0f}, the agent {second['MiB']['agent']['now']:.0f}, the updater at most {second['MiB']['updater']['most']:.0f}.",
+            f"{now(t, 'triton', int(counts[1])):.0f}, the agent {second['MiB']['agent']['now']:.0f}, the updater at most {second['MiB']['updater']['most']:.0f}."
+            + " Both were loaded; windows did not yet go to both." * (second["state"] == "parity"),
             f"- **Without Triton** the agent scores by itself, and has {alone['now']:.0f} MiB with {counts[-1]} assets.",
             "- **Prometheus** had " + ", ".join(f"{t['memory'][n]['Prometheus']['series']:,} series with {n}" for n in counts) + " assets. Its memory is that of a second one, which was given "
             f"what the programs had shown under load, page after page, until it had {SAMPLES} samples of a series, as many as two hours bring: "
