@@ -142,7 +142,10 @@ class Site:
 
     def agent(self, broker_url: str, **changes) -> Child:
         "An agent that takes windows by now."
-        return self.service("agent", broker_url, **changes).wait_ready(lambda: "pdm_agent_ready 1.0" in self.metrics(), 30)
+        return self.wait_ready(self.service("agent", broker_url, **changes))
+
+    def wait_ready(self, agent: Child) -> Child:
+        return agent.wait_ready(lambda: "pdm_agent_ready 1.0" in self.metrics(), 30)
 
     def log(self, name: str = "agent") -> str:
         return (self.folder / f"{name}.log").read_text()

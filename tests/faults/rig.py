@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 import onnx
 import psutil
 from conftest import rms_graph
+from edge_broker import Door
 from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
 from pdm.data.window import decode_ack, parse_topic
@@ -23,8 +26,9 @@ from pdm.errors import PartMissing
 from pdm.model.bundle import Bundle, Contract, write_bundle
 from pdm.process import Child
 from pdm.serve.server import TritonServer, find_environment
-from pdm.stream.broker import EmbeddedBroker
+from pdm.stream.broker import EmbeddedBroker, client_of
 from pdm.stream.bus import Bus
+from pdm.stream.journal import Row
 from pdm.stream.runner import Cursor, DeadLetters
 
 from .people import People
@@ -97,11 +101,16 @@ class Process:
     "A part that is a child process of ours."
     child: Child | None = None
 
-    def __init__(self, name: str, make: Callable[[], Child]):
-        self.name, self._make = name, make
+    def __init__(self, name: str, make: Callable[[], Child], ready: Callable[[Child], Child] = lambda child: child):
+        self.name, self._make, self._ready = name, make, ready
+
+    def begin(self) -> None:
+        "Start it, and don't wait for what it waits for."
+        self.child = self._make()
 
     def start(self) -> None:
-        self.child = self._make()
+        self.begin()
+        self._ready(self.child)
 
     def kill(self) -> None:
         if self.child is not None:
@@ -121,7 +130,7 @@ class Process:
 
 
 class Broker:
-    "The embedded broker, on the same port in each of its lives."
+    "The embedded broker, on the same port in each of its lives, and open to everybody."
     name = "broker"
 
     def __init__(self, folder: Path):
@@ -147,6 +156,65 @@ class Broker:
     @property
     def pid(self) -> int:
         return self.embedded.pid
+
+    @property
+    def address(self) -> str:
+        "Where everybody connects."
+        return self.embedded.url.removeprefix("mqtt://")
+
+    sensors = services = address  # where those of each kind do
+
+    def url(self, who: str, link: Proxy) -> str:
+        "For a sensor or a service that goes over this link."
+        return f"mqtt://{link.address}"
+
+    def client(self, client_id: str) -> Bus:
+        "Of somebody who may read and write everything."
+        return client_of(f"mqtt://{self.address}", client_id, session_s=0)
+
+
+class Guarded(Broker):
+    "The broker as a site has it, edge/mosquitto: two doors with certificates and access lists, and what it keeps on disk."
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.door: Door | None = None
+        self.alive = False
+
+    def start(self) -> None:
+        if self.door is None:
+            self._folder.mkdir()
+            self.door = Door(self._folder)
+        else:
+            self.door.start()
+        self.alive = True
+
+    def kill(self) -> None:
+        self.alive = False
+        self.door.child.kill()
+
+    def stop(self) -> None:
+        if self.door is not None:
+            self.door.close()
+
+    @property
+    def pid(self) -> int:
+        return self.door.child.pid
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.door.spy}"
+
+    @property
+    def sensors(self) -> str:
+        return f"127.0.0.1:{self.door.sensors}"
+
+    @property
+    def services(self) -> str:
+        return f"127.0.0.1:{self.door.services}"
+
+    def url(self, who: str, link: Proxy) -> str:
+        return self.door.url(who, link.port)
 
 
 class Triton:
@@ -254,6 +322,7 @@ class Rig:
         rate: float = 300.0,       # windows a second of each feeder, where nothing holds it up
         seed: int = 0,
         stores: Sequence[type[Server]] = (Influx, Postgres),  # besides SQLite and the archive, where they are installed
+        broker: type[Broker] = Broker,
         **settings: Any,           # of the agent and the sinks
     ):
         self.folder, self.seed, self._settings, self._stack = folder, seed, settings, ExitStack()
@@ -268,6 +337,7 @@ class Rig:
         self.extra: list[Sent] = []               # what tests have sent themselves
         self.kills = 0
         self._with_triton = has_triton() if triton is None else triton
+        self.broker = broker(folder / "broker")
         self._feeders, self._per_feeder, self._rate, self._servers = feeders, streams, rate, [s for s in stores if not s.missing()]
         self.people = People(self.site, [path for path, _ in self.keys], seed)
 
@@ -285,10 +355,9 @@ class Rig:
         self._stack.close()
 
     def _start(self) -> None:
-        broker = self._add(Broker(self.folder / "broker"))
-        address = broker.embedded.url.removeprefix("mqtt://")
-        for name in ("sensors-broker", "agent-broker"):
-            self._link(name, address)
+        broker = self._add(self.broker)
+        self._link("sensors-broker", broker.sensors)
+        services = self._link("agent-broker", broker.services)
         settings = {"sinks_metrics_port": 0, **self._settings}
         for kind in self._servers:
             self.stores.append(store := self._add(kind(self._dead, self.folder / kind.name)))
@@ -297,16 +366,15 @@ class Rig:
             triton = Triton(self.folder / "triton", self._link("agent-triton", "127.0.0.1:1"))
             self._add(triton)
             settings |= {"engine_url": f"grpc://{self.links['agent-triton'].address}", "triton_repository": triton.repository}
-        self.witness = Witness(broker.embedded.client("witness", session_s=0))
+        self.witness = Witness(broker.client("witness"))
         self._stack.callback(self.witness.close)
-        self.raw: Bus = broker.embedded.client("stranger", session_s=0)  # for messages that no sender of ours would send
+        self.raw: Bus = broker.client("stranger")  # for messages that no sender of ours would send
         self.raw.connect()
         self._stack.callback(self.raw.close)
-        url = f"mqtt://{self.links['agent-broker'].address}"
         for name, stores in _shared_out(self.stores).items():
             leading = {k: v for store in stores for k, v in store.settings.items()}
-            self._add(Process(name, lambda leading=leading: self.site.service("sinks", url, **(settings | leading))))
-        self._add(Process("agent", lambda: self.site.agent(url, **settings, **self._archive)))
+            self._add(Process(name, lambda leading=leading: self.site.service("sinks", broker.url("sinks", services), **(settings | leading))))
+        self._add(Process("agent", lambda: self.site.service("agent", broker.url("agent", services), **settings, **self._archive), self.site.wait_ready))
         for i in range(self._feeders):
             self.parts[f"sensor-{i}"] = part = Process(f"sensor-{i}", lambda i=i: self._feeder(i))
             self._stack.callback(part.stop)
@@ -324,7 +392,8 @@ class Rig:
 
     def _feeder(self, i: int) -> Child:
         streams = self.keys[i * self._per_feeder:(i + 1) * self._per_feeder]
-        order = {"broker_url": f"mqtt://{self.links['sensors-broker'].address}", "client_id": f"gateway-{i}", "streams": streams,
+        line = streams[0][0].rpartition("/")[0]  # whose gateway it is
+        order = {"broker_url": self.broker.url(line, self.links["sensors-broker"]), "client_id": f"gateway-{i}", "streams": streams,
                  "ledger": str(self._ledger(i)), "buffer": str(self.folder / f"buffer-{i}"), "stop": str(self.folder / "stop"), "window": 64,
                  "resend_s": 1.0, "rate": self._rate, "seed": self.seed * 100 + i, "jumps": 0.002, "alarms": 0.002}
         tests = Path(__file__).parents[1]
@@ -374,6 +443,20 @@ class Rig:
         for name, part in self.parts.items():
             if name in names:
                 part.start()
+
+    def power_cut(self, draw: random.Random, off: Callable[[], None] = lambda: None) -> float:  # seconds from the first start to the first verdict
+        "Kill everything at once; and later start it again, in any order and without a hand."
+        parts = [*self.parts.values()]
+        with ThreadPoolExecutor(len(parts)) as at_once:
+            list(at_once.map(lambda part: part.kill(), parts))
+        self.kills += len(parts)
+        off()
+        with self.site.reader() as journal:
+            last, since = journal.last_id(), time.monotonic()
+            for part in draw.sample(parts, len(parts)):
+                part.begin() if isinstance(part, Process) else part.start()
+            wait_for(lambda: self.still_well() or journal.read(last, 1, (Row,)), "the first verdict", pause_s=0.01)
+            return time.monotonic() - since
 
     def reload(self, name: str) -> None:
         "Have a service read its settings anew."

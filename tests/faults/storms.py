@@ -95,7 +95,7 @@ def unstorable(rig: Rig, draw: random.Random, key: tuple[str, str], n: int = 20)
 
 def duplicates(rig: Rig, n: int = 50, times: int = 20) -> int:
     "Listen to `n` windows on their way, and send each of them again and again. Returns how many messages that made."
-    ear = rig.parts["broker"].embedded.client(f"parrot-{len(rig.extra)}-{rig.kills}", session_s=0)
+    ear = rig.broker.client(f"parrot-{len(rig.extra)}-{rig.kills}")
     ear.connect()
     try:
         ear.subscribe([topic(AssetPath.parse(asset), stream, "window") for asset, stream in rig.keys])
