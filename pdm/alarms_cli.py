@@ -58,8 +58,7 @@ Comment = Annotated[str, typer.Option(help="what else should be remembered")]
 def _ask(command: dict[str, Any] | None = None) -> Any:
     "The agent's answer. Raises `PartMissing` where there is none, `InvalidInput` where the agent says no."
     s = load_settings()
-    host = "127.0.0.1" if s.metrics_address in ("0.0.0.0", "::") else s.metrics_address
-    url = f"http://{host}:{s.metrics_port}/alarms"
+    url = f"http://{s.metrics_host}:{s.metrics_port}/alarms"
     body = None if command is None else json.dumps(command).encode()
     try:
         with urlopen(Request(url, body, {"Authorization": f"Bearer {s.api_token.get_secret_value()}"}), timeout=10) as answer:

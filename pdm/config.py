@@ -136,6 +136,11 @@ class Settings(BaseSettings):
         return self.desired or self.state_dir / "desired"
 
     @property
+    def metrics_host(self) -> str:
+        "Where this machine asks for its own metrics."
+        return "127.0.0.1" if self.metrics_address in ("0.0.0.0", "::") else self.metrics_address  # noqa: S104 (asked about, not bound)
+
+    @property
     def rollout_file(self) -> Path:
         "What became of them (`pdm.stream.rollout`)."
         return self.state_dir / "rollout.db"

@@ -80,7 +80,7 @@ def main(script: Path, rules: Path) -> None:
             return {n: json.loads(child.communicate(timeout=60)[0]) for n, child in children.items()}
 
         for port in PORTS:
-            threading.Thread(target=echo, args=(create_server(("0.0.0.0", port), backlog=50),), daemon=True).start()
+            threading.Thread(target=echo, args=(create_server(("0.0.0.0", port), backlog=50),), daemon=True).start()  # noqa: S104 (in a namespace of its own)
         said: dict[str, object] = {"before": reach(*PORTS)}
         held = began(*inside("admin", HOLD, "10.20.0.1"))
         sh("bash", firewall, "start")

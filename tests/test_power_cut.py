@@ -8,8 +8,8 @@ import random
 import time
 
 import pytest
-
 from faults.rig import Guarded, Rig, rms_bundle
+
 from pdm.process import find_program
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(not find_program("mosquitto"), reason="mosquitto is not installed: apt-get install mosquitto")]

@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-ENVIRONMENTS = "/tmp/python_env_*"  # Triton's python backend makes an empty one and removes it only in an orderly end
+ENVIRONMENTS = "/tmp/python_env_*"  # noqa: S108 (there Triton's python backend makes an empty one, and removes it only in an orderly end)
+SHARED = Path("/dev/shm")  # noqa: S108 (there shm_open makes its files)
 
 
 def die_with_parent() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
     finally:
         shutil.rmtree(order["folder"], ignore_errors=True)
         for prefix in order["shared"]:
-            for region in Path("/dev/shm").glob(f"{prefix}*"):
+            for region in SHARED.glob(f"{prefix}*"):
                 region.unlink(missing_ok=True)
         for folder in set(Path("/").glob(ENVIRONMENTS[1:])) - others:
             try:

@@ -242,7 +242,7 @@ def _evidence(c: _Case) -> list[Evidence]:
         add("growth", f"it goes on growing, by {growth:.1f} dB" + (" more than the others" if c.others_db is not None else ""), fault=1.5 if together else 2.5, drift=-0.5 if together else -1.0, unknown=-1.0)  # a strange world exaggerates what every machine does by itself
     elif len(c.excess_db) >= 8:
         add("growth", "it stepped, and stays where it is", drift=0.3, unknown=0.5, fault=-0.5)
-    if together and c.others_db is not None and (apart := _apart(c)) > _APART_DB:
+    if together and c.others_db is not None and (apart := _apart(c.excess_db, c.others_db)) > _APART_DB:
         add("apart", f"it is {apart:.0f} dB further from its normal than the others from theirs", fault=1.5, drift=-0.5)
     if _explains(c):
         add("work", f"people worked on it just then: {c.what}", drift=6.0, fault=-1.5, unknown=-2.0)
@@ -293,9 +293,8 @@ def _growth(c: _Case) -> float:
     return rise if tau.statistic > 0.4 and tau.pvalue < 0.001 and rise > _GROWN_DB else 0.0
 
 
-def _apart(c: _Case) -> float:
-    assert c.others_db is not None
-    y = (c.excess_db - c.others_db)[-8:]
+def _apart(excess_db: np.ndarray, others_db: np.ndarray) -> float:
+    y = (excess_db - others_db)[-8:]
     return float(np.median(y[np.isfinite(y)])) if np.isfinite(y).sum() >= 4 else 0.0
 
 # %% ../../nbs/loop/attribute.ipynb #attr13

@@ -303,6 +303,6 @@ def gate(
 def _released(challenger: Detector, champion: Detector | None, hop_s: float, settings: Settings) -> list[Criterion]:
     "What is asked of the bundles."
     with TemporaryDirectory() as folder:
-        bundles = [d.export(Path(folder) / role)[0] if d else None for role, d in (("challenger", challenger), ("champion", champion))]
-        assert bundles[0]
-        return [speed_and_size(bundles[0], bundles[1], settings, hop_s), parity_of(challenger, bundles[0], settings, Path(folder) / "reduced")]
+        bundle, _ = challenger.export(Path(folder) / "challenger")
+        other = champion.export(Path(folder) / "champion")[0] if champion else None
+        return [speed_and_size(bundle, other, settings, hop_s), parity_of(challenger, bundle, settings, Path(folder) / "reduced")]

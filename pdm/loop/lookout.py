@@ -169,8 +169,6 @@ class Lookout:
 
     def _looked(self, o: Observed, reference: Reference | None, now_ns: int, asset: AssetRecord | None) -> Looked | None:
         "What raw windows of the last day say; nothing where none were kept, or they can't be had."
-        if self._archive is None:
-            return None
         try:
             now = self._windows(o, now_ns - _DAY_NS, now_ns, "")
             if not now:
@@ -185,13 +183,13 @@ class Lookout:
             log.warning("the raw windows of %s can't be looked at: %s", o.asset, e)
             return None
         rpm, rpm_before, rpm_left = (np.array([w.conditions.get("speed_rpm", np.nan) for w in some]) for some in (now, before, left))
-        x, x_before, x_left = (np.stack([w.samples for w in some]) if some else None for some in (now, before, left))
-        assert x is not None
-        return look(x, like.channels, like.units, like.rate_hz, x_before, bearing, rpm, rpm_before, x_left, rpm_left)
+        x_before, x_left = (np.stack([w.samples for w in some]) if some else None for some in (before, left))
+        return look(np.stack([w.samples for w in now]), like.channels, like.units, like.rate_hz, x_before, bearing, rpm, rpm_before, x_left, rpm_left)
 
     def _windows(self, o: Observed, since_ns: int, until_ns: int, why: str) -> list[Window]:
-        "Of the running machine, as the archive has kept them."
-        assert self._archive is not None
+        "Of the running machine, as the archive has kept them, where there is one."
+        if self._archive is None:
+            return []
         running = o.t_ns[(o.state == "running") & ~o.aside]
         found = deque[Window](maxlen=_RAW)  # the newest
         kept = self._archive.read(AssetPath.parse(o.asset), o.stream, since_ns, until_ns, why or None)

@@ -119,8 +119,7 @@ def agent_says(
 
 def ask_agent(settings: Settings) -> Agent:
     "The same from the agent that the settings name. Raises `PartMissing` where it does not answer."
-    host = "127.0.0.1" if settings.metrics_address in ("0.0.0.0", "::") else settings.metrics_address
-    url = f"http://{host}:{settings.metrics_port}/metrics"
+    url = f"http://{settings.metrics_host}:{settings.metrics_port}/metrics"
     try:
         return agent_says(httpx.get(url, timeout=5).raise_for_status().text)
     except (httpx.HTTPError, ValueError) as e:

@@ -31,6 +31,7 @@ from .server import _CHANNEL, _regions
 # %% ../../nbs/serve/request.ipynb #requ8e6b14
 _log = logging.getLogger(__name__)
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_SHARED = Path("/dev/shm")  # noqa: S108 (there shm_open makes its files)
 _TOKEN, _NUMBER = secrets.token_hex(3), count()  # with the process id: names that nobody else has
 
 
@@ -84,7 +85,7 @@ class Connection:
         try:
             if not self._swept:
                 self._sweep()
-            file = os.open(f"/dev/shm/{name}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            file = os.open(_SHARED / name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             try:
                 os.posix_fallocate(file, 0, size)  # a full /dev/shm is an error now, and not a SIGBUS later
                 memory = mmap.mmap(file, size)
@@ -93,7 +94,7 @@ class Connection:
                 return name, memory
             finally:
                 os.close(file)
-                os.unlink(f"/dev/shm/{name}")
+                os.unlink(_SHARED / name)
         except (OSError, PartMissing) as e:
             if _away(e):
                 raise
@@ -121,7 +122,7 @@ class Connection:
         for name in self.call("SystemSharedMemoryStatus", pb.SystemSharedMemoryStatusRequest()).regions:
             if orphaned(name):
                 self.unshare(name)
-        for file in Path("/dev/shm").glob("pdm-*"):  # of one that was killed before the server had mapped it
+        for file in _SHARED.glob("pdm-*"):  # of one that was killed before the server had mapped it
             if orphaned(file.name):
                 file.unlink(missing_ok=True)
 

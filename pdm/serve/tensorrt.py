@@ -55,7 +55,8 @@ def _builder() -> ModuleType:
     "`edge/triton/build_engine.py`, the one file that builds."
     path = Path(str(resources.files("pdm._edge").joinpath("triton/build_engine.py")))
     spec = importlib.util.spec_from_file_location("build_engine", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise PartMissing(f"{path} can't be loaded: install predmaint anew")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     return module
 

@@ -198,7 +198,8 @@ def is_fainter(
     past: SensorPast,
 ) -> bool:
     "Whether the sensor's own floor sank, and with it the converter's step, or all there is."
-    assert past.bands is not None and past.bands_sd is not None
+    if past.bands is None or past.bands_sd is None:
+        raise NotEnoughData("nothing is known of this sensor's floor: learn its past from longer readings")
     down = bands - past.bands
     floor, sd = float(down[-1]), float(past.bands_sd[-1])
     step = _resolution(x)
@@ -216,7 +217,8 @@ def stands_apart(
     causes: np.ndarray,  # [c]
 ) -> tuple[str, np.ndarray]:  # `dropout`, `spike`, `steps`, `drift`, `gain_loss`, `undetermined` or `none`; first and last+1 sample of each stretch
     "What a reading that has left those beside it is."
-    assert past.own and past.theirs and past.unit is not None and past.off_beside is not None
+    if past.own is None or past.theirs is None or past.unit is None or past.off_beside is None:
+        raise NotEnoughData("nothing is known of the readings beside this one: learn its past with `beside`")
     z = np.concatenate([beside.T, np.tile(causes, (len(x), 1))], 1)
     expected = past.own(z)
     off = x - expected

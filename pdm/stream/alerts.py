@@ -139,7 +139,7 @@ class WebhookSink:
         if not alerts:
             return
         try:
-            self._opener.open(Request(self._url, json.dumps(alerts).encode(), self._headers), timeout=_TIMEOUT_S).close()
+            self._opener.open(Request(self._url, json.dumps(alerts).encode(), self._headers), timeout=_TIMEOUT_S).close()  # noqa: S310 (http or https: __init__ looked)
             for e in told:
                 log.info("%s is told: %s", self.where, in_words(e)[0], extra=traced(e.asset, e.stream, e.epoch, e.seq))
         except HTTPError as e:

@@ -242,7 +242,8 @@ class Rollout:
             elif after == "rolled_back" and c.state == "promoted" and now_running.previous == digest:
                 db.execute("UPDATE running SET previous = '' WHERE name = ?", (c.name,))  # no way back to what does not count any more
         found = self.candidate(digest)
-        assert found is not None
+        if found is None:
+            raise InvalidConfig(f"{digest[:12]} is not among the candidates of {self.path} any more: somebody else writes to that file")
         return found
 
     def _run(self, name: str, digest: str, previous: str | None, now: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..config import AssetRecord
-from ..errors import InvalidBundle, InvalidConfig, PdmError
+from ..errors import InvalidBundle, InvalidConfig, PartMissing, PdmError
 from ..model.bundle import Bundle, CalibrationRecord, Contract, Model, load_bundle, read_record
 from ..model.monitor import Monitor
 from ..serve.engine import Artifact, Engine, Guarded, InProcess
@@ -295,7 +295,8 @@ class Follower:
         self._rollout.close()
 
     def _at_work(self) -> Exchanger:
-        assert self._agent is not None, "start comes first"
+        if self._agent is None:
+            raise PartMissing("there is no agent yet whose versions these are: start comes first")
         return self._agent
 
     def _follow_forever(self) -> None:
