@@ -179,7 +179,7 @@ class Alerts:
                 alerts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 good = self.path == "/api/v2/alerts" and all(a["labels"]["asset"] != server.refuses for a in alerts)
                 if good:
-                    server.alerts.update((json.dumps(a["labels"], sort_keys=True), a) for a in alerts)
+                    server.take(alerts)
                 self.send_response(200 if good else 400)
                 self.end_headers()
 
@@ -189,6 +189,9 @@ class Alerts:
         self.http = http.server.HTTPServer(("127.0.0.1", self.port), Handler)
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
         self.thread.start()
+
+    def take(self, alerts: list[dict]) -> None:
+        self.alerts.update((json.dumps(a["labels"], sort_keys=True), a) for a in alerts)
 
     def kill(self):
         self.http.shutdown()
