@@ -69,7 +69,7 @@ def _folders(path: Path) -> list[Path]:
     folder = path.resolve() if path.is_dir() else path.resolve().parent
     if not path.exists():
         raise InvalidBundle(f"no bundle at {path}: check the path", reason="no_folder")
-    records = folder.with_name(f"{folder.name}.calibration")
+    records = folder.parent / f"{folder.name}.calibration"
     return [folder, records] if records.is_dir() else [folder]
 
 

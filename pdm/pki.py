@@ -78,11 +78,23 @@ def _read_crl(path: Path) -> Any:
         raise InvalidInput(f"{path} is not a list of revoked certificates ({e}): put it back from a backup, or from a broker's folder, NAME.crl") from None
 
 
+def _read_issued(path: Path, by: Any) -> Any:
+    "A certificate that this one's authority has signed, every byte of it."
+    from cryptography.exceptions import InvalidSignature
+    certificate = _read_certificate(path)
+    try:
+        certificate.verify_directly_issued_by(by)
+    except (ValueError, TypeError, InvalidSignature):
+        raise InvalidInput(f"{path} is not as its authority has signed it: put it back from a backup") from None
+    return certificate
+
+
 def _read_key(path: Path) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.exceptions import UnsupportedAlgorithm
     try:
         return load_pem_private_key(path.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as e:
         raise InvalidInput(f"{path} is not a private key ({e}): put it back from a backup, or issue it again") from None
 
 
@@ -123,7 +135,13 @@ class _Authority:
         where = folder / "authorities" / name
         if not (where / "ca.crt").exists():
             raise _no_authorities(folder)
-        return cls(where, _read_certificate(where / "ca.crt"), _read_key(where / "ca.key"))
+        ours = _read_certificate(where / "ca.crt")
+        return cls(where, _read_issued(where / "ca.crt", ours), _read_key(where / "ca.key"))
+
+    @property
+    def fits(self) -> bool:
+        "Whether the key is the certificate's."
+        return self.certificate.public_key() == self.key.public_key()
 
     @property
     def key_id(self) -> Any:
@@ -138,7 +156,7 @@ class _Authority:
 
     def issued(self) -> list[Any]:
         "All that it has ever signed, the oldest first."
-        return [_read_certificate(p) for p in sorted((self.folder / "issued").glob("*.crt"))]
+        return [_read_issued(p, self.certificate) for p in sorted((self.folder / "issued").glob("*.crt"))]
 
     def note(self, certificate: Any) -> None:
         "Keep a copy of what it has signed, under a number: a clock that was set back does not change what is newest."
@@ -146,10 +164,20 @@ class _Authority:
         _write(self.folder / "issued" / f"{int(last.partition('.')[0]) + 1:08d}.crt", certificate)
 
     def crl(self) -> Any:
-        return _read_crl(self.folder / "ca.crl")
+        "The list of those that count no more, as the authority has signed it: whoever shortens it revives them."
+        crl = _read_crl(path := self.folder / "ca.crl")
+        if not crl.is_signature_valid(self.certificate.public_key()):
+            raise InvalidInput(f"{path} is not as its authority has signed it: put it back from a backup")
+        return crl
 
     def revoked(self) -> set[int]:
         return {r.serial_number for r in self.crl()}
+
+    def can_sign(self) -> "_Authority":
+        "Itself. Raises `InvalidInput` where the key is another one's: nobody would believe what it signs."
+        if not self.fits:
+            raise InvalidInput(f"ca.key in {self.folder} is not the key of ca.crt: put it back from a backup")
+        return self
 
     def sign_crl(self, number: int, entries: Sequence[Any], now: datetime) -> None:
         x509 = _x509()
@@ -366,7 +394,7 @@ def issue(
         if kind == "service" and identity not in SERVICES:
             raise InvalidInput(f"the services are {' and '.join(SERVICES)}, and {identity} is none: a server needs --host; who listens, as a control system does, gets a "
                                "certificate like an asset's, enterprise/site/area/name, and its lines in sensors.acl")
-        authority = _Authority.load(folder, _authority_of(kind))
+        authority = _Authority.load(folder, _authority_of(kind)).can_sign()
         where, history, crl = _folder_of(folder, kind, identity), _history(authority, kind, identity), authority.crl()
         revoked = {r.serial_number for r in crl}
         if kind == "server" and not names:
@@ -427,7 +455,7 @@ def revoke(
         raise InvalidInput(f"a reason is one of {', '.join(REASONS)}, not {reason!r}")
     with _alone(folder):
         kind = kind_of(folder, identity)
-        authority = _Authority.load(folder, _authority_of(kind))
+        authority = _Authority.load(folder, _authority_of(kind)).can_sign()
         where, history, crl = _folder_of(folder, kind, identity), _history(authority, kind, identity), authority.crl()
         listed = {r.serial_number for r in crl}
         found = [c.serial_number for c in (history[:-1] if old else history) if now < c.not_valid_after_utc and c.serial_number not in listed]
@@ -462,8 +490,7 @@ def status(
         for name in AUTHORITIES:
             authority, by_identity = _Authority.load(folder, name), dict[tuple[str, str], list[Any]]()
             c, revoked = authority.certificate, authority.revoked()
-            fits = c.public_key() == authority.key.public_key()
-            state = "broken" if not fits else "valid" if now < authority.until else "expired"
+            state = "broken" if not authority.fits else "valid" if now < authority.until else "expired"
             found.append(Entry(name, "authority", state, _days(c, now), authority.until, c.serial_number))
             for c in authority.issued():
                 by_identity.setdefault((_kind_in(c, name), _name_of(c)), []).append(c)

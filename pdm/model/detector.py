@@ -39,13 +39,29 @@ def _torch_run(graph: "WindowGraph") -> Run:
     return run
 
 
+def _report(file: Path) -> dict[str, Any] | None:
+    "The report of a fit, where one was saved. Raises `InvalidBundle`."
+    try:
+        report = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as e:
+        raise InvalidBundle(f"{file} can't be read ({e}): remove it, and the detector works without", reason="wrong_fields") from None
+    if not isinstance(report, dict):
+        raise InvalidBundle(f"{file} is no report of a fit: remove it, and the detector works without", reason="wrong_fields")
+    return report
+
+
 def _onnx_run(onnx: bytes) -> Run:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    except Exception as e:  # ONNX Runtime's errors have no common base of their own
+        raise InvalidBundle(f"ONNX Runtime cannot read the graph ({e!s:.200}): export the detector again") from e
     return lambda feed: session.run(["score", "channel_score", "embedding"], feed)
 
 # %% ../../nbs/model/detector.ipynb #dete012cf3
@@ -370,7 +386,7 @@ class Detector:
     ) -> "Detector":
         "A detector from its bundle, computed by ONNX Runtime. Raises `InvalidBundle` where there is none, or not a whole one."
         folder = Path(folder)
-        released = folder.with_name(f"{folder.name}.calibration")
+        released = folder.parent / f"{folder.name}.calibration"
         records, bundles = (released, folder.parent) if released.is_dir() else (folder, folder)
         files = sorted(records.glob("*calibration.json"))
         chosen = [records / record_name(asset)]
@@ -384,8 +400,8 @@ class Detector:
         others: list[CalibrationRecord] = [read_record(file) for file in files]
         others = [r for r in others if r.model == record.model]
         bundle = load_bundle(bundles / record.model, record.model)
-        onnx, report = bundle.onnx.read_bytes(), folder / "report.json"
-        return cls(bundle.contract, record, _onnx_run(onnx), onnx, json.loads(report.read_text()) if report.exists() else None, others, bundle.examples())
+        onnx = bundle.onnx.read_bytes()
+        return cls(bundle.contract, record, _onnx_run(onnx), onnx, _report(folder / "report.json"), others, bundle.examples())
 
     def __repr__(self) -> str:
         c, r = self.contract, self.calibration

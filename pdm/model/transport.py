@@ -209,7 +209,7 @@ def gather(
 ) -> list[Path]:       # the release's folders: the bundle, and its calibration where it has one
     "Put the calibration records that `Detector.export` has left beside a bundle into `<digest>.calibration`, where there is no such folder yet: it may be signed."
     path = Path(path).resolve()
-    records = path.with_name(f"{path.name}.calibration")
+    records = path.parent / f"{path.name}.calibration"
     if not records.exists():
         ours = [file for file in sorted(path.parent.glob("*calibration.json")) if read_record(file, CalibrationRecord).model == path.name]
         if ours:
