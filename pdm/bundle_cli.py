@@ -8,6 +8,7 @@ __all__ = ['bundle', 'Path_', 'differences', 'sign', 'verify', 'show', 'diff', '
 # %% ../nbs/bundle_cli.ipynb #bcli3
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -66,9 +67,9 @@ Path_ = Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder of the bun
 
 def _folders(path: Path) -> list[Path]:
     "A bundle's folder, and that of its calibration where it is."
-    folder = path.resolve() if path.is_dir() else path.resolve().parent
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists it takes any path
         raise InvalidBundle(f"no bundle at {path}: check the path", reason="no_folder")
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
     records = folder.parent / f"{folder.name}.calibration"
     return [folder, records] if records.is_dir() else [folder]
 

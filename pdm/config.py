@@ -122,6 +122,13 @@ class Settings(BaseSettings):
             raise ValueError(f"{scheme or value!r} is none of {', '.join(s + ':' for s in known if s)}{' or empty' if '' in known else ''}")
         return value
 
+    @field_validator("alert_urls")
+    @classmethod
+    def _whole_urls(cls, value: tuple[str, ...]):
+        for url in value:
+            _ = urlsplit(url).port
+        return value
+
     @classmethod
     def settings_customise_sources(cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
                                    env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -19,13 +18,15 @@ with atheris.instrument_imports(include=["pdm", "cbor2"]):
     import numpy as np
 
     from pdm.data.window import Window, decode, encode
-    from pdm.errors import InvalidBundle, InvalidPayload
+    from pdm.errors import InvalidBundle, InvalidInput, InvalidPayload
     from pdm.model.bundle import CalibrationRecord, Contract, load_bundle, read_record, write_bundle
 
 CONTRACT = Contract(name="motor", kind="mahalanobis", channels=("h", "v"), units=("g", "g"), rate_hz=25600, samples=8, embedding=3, training_data="0" * 64,
                     conditions=({"name": "speed_rpm", "low": 900, "high": 1500},))
-FOLDER = Path(tempfile.mkdtemp(prefix="pdm-fuzz-"))
+FOLDER = Path("build/fuzz/work")
 NAMES = ("bundle.json", "windows.npy", "conditions.npy")
+GOOD = {p.name: p.read_bytes() for p in write_bundle(FOLDER, b"a graph", CONTRACT, np.ones((2, 2, 8)), np.ones((2, 1))).path.iterdir()}
+(FUZZED := FOLDER / "fuzzed").mkdir(exist_ok=True)
 
 
 def window(data: bytes) -> None:
@@ -33,7 +34,7 @@ def window(data: bytes) -> None:
     try:
         w = decode(data)
     except InvalidPayload as e:
-        assert e.reason in ("unreadable", "unsupported_version", "wrong_shape", "oversize", "not_finite"), e.reason
+        assert e.reason != InvalidInput("").reason, e  # each has its own
         return
     again = decode(encode(w))
     assert again.samples.shape == w.samples.shape and (again.epoch, again.seq) == (w.epoch, w.seq)
@@ -41,17 +42,15 @@ def window(data: bytes) -> None:
 
 def bundle(data: bytes) -> None:
     "The first byte says which file it is; that folder, and the same bytes as a calibration record."
-    good = write_bundle(FOLDER, b"a graph", CONTRACT, np.ones((2, 2, 8)), np.ones((2, 1)))
-    files = {p.name: p.read_bytes() for p in good.path.iterdir()} | {NAMES[(data or b"\0")[0] % len(NAMES)]: data[1:]}
-    (folder := FOLDER / "fuzzed").mkdir(exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    for name, content in (GOOD | {NAMES[(data or b"\0")[0] % len(NAMES)]: data[1:]}).items():
+        (FUZZED / name).unlink(missing_ok=True)  # to be made anew is faster than to be emptied
+        (FUZZED / name).write_bytes(content)
     (FOLDER / "record.json").write_bytes(data[1:])
-    for read in (lambda: load_bundle(folder).examples(), lambda: read_record(FOLDER / "record.json", CalibrationRecord)):
+    for read in (lambda: load_bundle(FUZZED).examples(), lambda: read_record(FOLDER / "record.json", CalibrationRecord)):
         try:
             read()
         except InvalidBundle as e:
-            assert e.reason in ("wrong_fields", "newer_schema", "wrong_examples", "wrong_digest"), e.reason
+            assert e.reason != InvalidInput("").reason, e
 
 
 def seeds(what: str, folder: Path) -> None:

@@ -118,7 +118,7 @@ numbers = st.sampled_from(["", "0", "-1", "1", "8000", "nan", "-inf", "1e400", "
 names = st.sampled_from(["", " ", ".", "..", "a", "-", "--", "h,v", ",", "a" * 300, "../../x", "/", "\udcff", "\u202e", "%s%n", "'; DROP TABLE x; --", "e/s/a/l/fan", "e/s/a/l/fan/x",
                          "e/../a/l/fan", "#", "a" * 64, "0" * 64, "key=value", "=", "vibration", "agent", "2026-01-01", "1970-01-01T00:00:00Z", "30d", "-30d", "9999-12-31"])
 places = st.sampled_from(["right.npy", "right.csv", "right.wav", "right.mat", "right.parquet", "bundle", "bundle/bundle.json", "record.json", "empty", "junk", "pickle.npy", "pickle",
-                          "yaml.yaml", "deep.json", "labels.csv", "bomb.npz", "round", "nowhere", "nowhere/x", "/dev/null", "/proc/self/mem", "file:nowhere", "s3:", "mqtt://", "mqtt://127.0.0.1:1",
+                          "yaml.yaml", "deep.json", "labels.csv", "bomb.npz", "round", "nowhere", "nowhere/x", "right.npy/x", "n" * 300, "/dev/null", "/proc/self/mem", "file:nowhere", "s3:", "mqtt://", "mqtt://127.0.0.1:1",
                           "postgresql://127.0.0.1:1/x", "sqlite:junk", "sqlite:junk?table=x", "https://", "http://[", "oci://x", "file:", ":", "://"])
 values = numbers | names | places | st.text(st.characters(exclude_characters="\0"), max_size=12)
 

@@ -161,10 +161,13 @@ def read_labels(
 ) -> Read:
     "The labels that somebody keeps. Raises `PartMissing` where they can't be reached, `InvalidInput` for what is no such table."
     text = str(source)
-    if text.partition(":")[0] in ("sqlite", "postgresql", "postgres"):
+    try:
         parts = urlsplit(text)
+    except ValueError as e:
+        raise InvalidInput(f"the address of the labels can't be read ({e}): expected a file, http(s)://host/file.csv, or a database", reason="wrong_kind") from None
+    if text.partition(":")[0] in ("sqlite", "postgresql", "postgres"):
         return labels_in(_table(text), f"{parts.scheme}:{parts.path.rpartition('/')[2]}.{(parse_qs(parts.query).get('table') or [''])[0]}", known)
-    name = urlsplit(text).path.rpartition("/")[2]
+    name = parts.path.rpartition("/")[2]
     if not name.endswith((".csv", ".parquet")):
         raise InvalidInput(f"{name or text!r} is neither .csv nor .parquet: expected one of these, or sqlite:///file?table=name, or postgresql://host/database?table=name",
                            reason="wrong_kind")

@@ -93,14 +93,14 @@ def parse_url(
     url: str,  # `mqtt://[user:password@]host[:1883]`, `mqtts://host[:8883]?ca=…&cert=…&key=…`, or `kafka://host[:9092][,host2…][?tls=on&ca=…]`
 ) -> Address:
     "The parts of a broker's URL. Raises `InvalidConfig`; a password never stands in the message."
-    login, _, servers = urlsplit(url).netloc.rpartition("@")
-    first, *others = servers.split(",")
     try:
+        login, _, servers = urlsplit(url).netloc.rpartition("@")
+        first, *others = servers.split(",")
         parts = urlsplit(urlsplit(url)._replace(netloc=f"{login}@{first}").geturl())
         port = parts.port
         more = [(p.hostname, p.port) for p in (urlsplit(f"//{other}") for other in others)]
     except ValueError as e:
-        raise InvalidConfig(f"broker_url has no valid port: {e}") from None
+        raise InvalidConfig(f"broker_url has no valid host or port: {e}") from None
     scheme = parts.scheme
     if scheme not in _PORTS or not parts.hostname or (others and scheme != "kafka") or not all(host for host, _ in more):
         raise InvalidConfig("broker_url is mqtt://host:1883, mqtts://host:8883 or kafka://host:9092[,host2:9092], "
