@@ -141,7 +141,7 @@ class Site:
             by_name = f"triton.localhost:{self.triton.address.rpartition(':')[2]}"  # not 127.0.0.1: then windows go in the message
             self.edge = Edge(folder, self.name, self.door.url("agent"), (by_name, self.triton.repository), fitted.bundle, fitted.record, assets,
                              tsdb_url=self.influx.url, influx_token=self.influx.token, alert_urls=[f"http://127.0.0.1:{self.alertmanager[1]}"],
-                             archive_url=f"file:{folder}/archive", archive_pause_s=5, unsigned_bundles=True, agent_id="agent",
+                             archive_url=f"file:{folder}/archive", archive_pause_s=5, unsigned_bundles=True, agent_id="agent", probation_minutes=0.02,
                              sinks_metrics_port=ports["sinks"], updater_metrics_port=ports["updater"])
             stack.callback(self.edge.close)
             self.state = self.edge.folder / "data"
