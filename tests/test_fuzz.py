@@ -29,7 +29,7 @@ from pdm.model.detector import Detector
 from pdm.model.folder import contents_digest, file_hashes
 from pdm.model.transport import fetch, push
 
-EXAMPLES = int(os.environ.get("PREDMAINT_FUZZ", "150"))
+EXAMPLES = int(os.environ.get("PREDMAINT_FUZZ", "60"))
 
 # They run until they are stopped, or for minutes where the arguments are right
 LONG = {("demo",), ("agent",), ("sinks",), ("triton", "run"), ("retrain",), ("step",), ("doctor",), ("engine", "build"), ("synth",)}
