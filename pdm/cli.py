@@ -404,6 +404,9 @@ def main(args: list[str] | None = None) -> None:
     except PdmError as e:
         print(f"predmaint: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except OSError as e:  # a path that can't be, a folder without rights, a full disk: no command foresees them all
+        print(f"predmaint: {e.filename or 'a file'}: {e.strerror or e}; check the path, and the space and the rights there", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as e:  # typer ends with 2 on a wrong option, which here means a missing part
         sys.exit(1 if e.code == 2 else e.code)
 

@@ -480,6 +480,7 @@ def test_a_sensor_that_wants_to_fill_the_memory_costs_the_others_nothing_and_a_r
 
 
 def test_a_state_that_can_not_be_loaded_is_put_aside_at_the_next_start(own_door, clients):
+    assert clients(own_door.url(FAN)).publish_wait(of(FAN, "window"), b"x")  # it is at work, and saves when it is told to end
     own_door.child.stop()
     state = own_door.folder / "data" / "mosquitto.db"
     state.write_bytes(state.read_bytes()[:20] + b"\xff" * 100)

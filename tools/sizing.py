@@ -76,6 +76,16 @@ def together() -> str:
     return re.search(r"\*\*together\*\* \| \*\*(\d+)\*\*", (ROOT / "edge/k3s/README.md").read_text())[1]
 
 
+def journal_gb() -> float:
+    "How large a site lets its journal grow."
+    return float(re.search(r"PREDMAINT_JOURNAL_MAX_GB=(\S+)", (ROOT / "edge/k3s/base/settings.env").read_text())[1])
+
+
+def copies() -> int:
+    "How many backups a site keeps."
+    return int(re.search(r'/backups/state, "(\d+)"', (ROOT / "edge/k3s/base/backup.yaml").read_text())[1])
+
+
 def volume(name: str) -> int:
     "Bytes that a claim asks for."
     claims = {o["metadata"]["name"]: o for o in yaml.safe_load_all((ROOT / "edge/k3s/base/volumes.yaml").read_text())}
@@ -194,7 +204,7 @@ def kept(t: Mapping[str, Any]) -> list[str]:
     def full(limit: float, a_day: float) -> str:
         return f"{two(limit / a_day)} days" if a_day else "never"
 
-    rows = [["journal", f"{journal:,} a window", *(size(journal * day * int(k)) for k in n), f"10 GB or 30 days: {full(10e9, journal * day * int(n[-1]))} at {n[-1]}"],
+    rows = [["journal", f"{journal:,} a window", *(size(journal * day * int(k)) for k in n), f"{journal_gb():g} GB or 30 days: {full(journal_gb() * 1e9, journal * day * int(n[-1]))} at {n[-1]}"],
             ["InfluxDB", f"{influx:,.0f} a window", *(size(influx * day * int(k)) for k in n), f"{volume('influxdb') / 2**30:.0f} GiB or 90 days: "
              f"{full(volume('influxdb'), influx * day * int(n[-1]))} at {n[-1]}"],
             ["archive, where `archive_url` is set", f"{raw:,} a window kept", *(size(archived * day * int(k)) for k in n), f"50 GB or 90 days: {full(50e9, archived * day * int(n[-1]))} at {n[-1]}"],
@@ -205,8 +215,8 @@ def kept(t: Mapping[str, Any]) -> list[str]:
             "the archive takes its default share there, 1 % of the healthy windows and one in a thousand that looks suspicious. Prometheus: the block of two hours, by its samples; what it joins to larger ones "
             "takes less.",
             table(["what", "bytes", *(f"a day, {k} asset{'s' * (k != '1')}" for k in n), "kept: until full"], rows),
-            f"The volume of the backups ({volume('backups') / 2**30:.0f} GiB) holds seven copies of the journal and of InfluxDB as long as these two together are below "
-            f"{volume('backups') / 7 / 1e9:.1f} GB; a larger site carries them away more often, or keeps fewer."]
+            f"The volume of the backups ({volume('backups') / 2**30:.0f} GiB) holds {copies()} copies of the journal and of InfluxDB as long as these two together are below "
+            f"{volume('backups') / copies() / 1e9:.1f} GB; a larger site carries them away more often, or keeps fewer."]
 
 
 def doubled(t: Mapping[str, Any]) -> list[str]:

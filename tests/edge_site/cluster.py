@@ -90,6 +90,9 @@ class Cluster:
 
     def start(self) -> None:
         podman("network", "create", "--disable-dns", "--subnet", f"{self.subnet}.0/24", self.name)
+        self.power_up()
+
+    def power_up(self) -> None:
         for name in sorted(self.templates, key=lambda n: n == "agent"):  # podman waits for init containers, and the agent's waits for the updater
             self.play(name)
 
@@ -104,6 +107,12 @@ class Cluster:
         "SIGKILL to all that runs in a pod; its containers go with it."
         podman("pod", "kill", "--signal", "KILL", self._named(name))
         podman("pod", "rm", "--force", "--time", "0", self._named(name))
+
+    def power_cut(self) -> None:
+        "SIGKILL to all pods at once; their claims stay, as they are at that moment."
+        names = [self._named(name) for name in self.templates]
+        podman("pod", "kill", "--signal", "KILL", *names)
+        podman("pod", "rm", "--force", "--time", "0", *names)
 
     def logs(self, name: str) -> str:
         told = [run("podman", "logs", f"{self._named(name)}-{c['name']}", **settings()) for c in [*self.templates[name].get("initContainers", []), *self.templates[name]["containers"]]]

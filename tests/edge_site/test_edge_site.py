@@ -223,6 +223,22 @@ def test_a_container_whose_process_is_killed_is_started_again(cluster):
     cluster.wait_ready("mosquitto", "agent")
 
 
+def test_after_a_power_cut_all_pods_start_again_and_no_window_is_lost(cluster, sent, authority):
+    recording, _ = next(v for v in sent.values() if v[0].fault == "none")
+    before, counted = stored(cluster), []
+    sender = threading.Thread(target=lambda: counted.append(send(cluster, authority, recording)))  # a sensor with a battery
+    sender.start()
+    time.sleep(0.3)  # somewhere in the middle of it
+    cluster.power_cut()
+    cluster.power_up()
+    cluster.wait_ready()
+    sender.join(120)
+    n = len(recording.windows(demo.LENGTH))
+    assert counted == [n]
+    wait_for(lambda: stored(cluster) >= before + n, 60)
+    assert stored(cluster) == before + n
+
+
 def test_after_it_is_taken_down_nothing_is_left(cluster):
     cluster.close()
     assert cluster.left() == []
