@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test fuzz export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -104,8 +104,14 @@ edge-images:  ## the edge's images: make edge-images BASE=NAME@sha256:DIGEST [TR
 edge-images-test: setup platform-env  ## build those images on a base made here, and run a site of them (minutes; needs podman and mmdebstrap)
 	PREDMAINT_EDGE_IMAGES_TEST=1 $(BIN)/python -m pytest -s tests/test_edge_images.py
 
+.venv-fuzz/ready: .venv/ready
+	@echo "setting up .venv-fuzz (once)" && $(PYTHON) -m venv .venv-fuzz && $(BIN)/uv pip install -q --python .venv-fuzz/bin/python -c constraints.txt atheris==3.0.0 -e . && touch $@
+
+fuzz: .venv-fuzz/ready  ## the readers of windows and bundles, fuzzed by coverage: make fuzz [FUZZ_FLAGS=-max_total_time=600]
+	for what in window bundle; do .venv-fuzz/bin/python tests/fuzz_atheris.py $$what $(or $(FUZZ_FLAGS),-max_total_time=60) || exit 1; done
+
 export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export
 
 clean:  ## remove what was built, and both environments
-	rm -rf build _docs _proc .venv .venv-triton .venv-bigquery .venv-platform predmaint-state *.egg-info
+	rm -rf build _docs _proc .venv .venv-triton .venv-bigquery .venv-platform .venv-fuzz predmaint-state *.egg-info
