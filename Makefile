@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test fuzz export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test fuzz audit export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -109,6 +109,9 @@ edge-images-test: setup platform-env  ## build those images on a base made here,
 
 fuzz: .venv-fuzz/ready  ## the readers of windows and bundles, fuzzed by coverage: make fuzz [FUZZ_FLAGS=-max_total_time=600]
 	for what in window bundle; do .venv-fuzz/bin/python tests/fuzz_atheris.py $$what $(or $(FUZZ_FLAGS),-max_total_time=60) || exit 1; done
+
+audit: setup  ## known holes in what is pinned (needs the network, and pip-audit==2.10.1)
+	$(BIN)/python tools/audit.py
 
 export: setup  ## notebooks -> pdm/
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export

@@ -69,14 +69,13 @@ class Cluster:
         images: Mapping[str, str],              # of our programs, by the name in the base
         secrets: Mapping[str, Mapping[str, bytes]],
         more: Mapping[str, Path] | None = None,  # other folders of this machine, by where updater and agent see them
-        subnet: str = "10.177.29",
     ):
-        self.folder, self.subnet, self.name = folder, subnet, f"predmaint-{os.getpid()}"
+        self.folder, self.subnet, self.name = folder, f"10.177.{os.getpid() % 256}", f"predmaint-{os.getpid()}"  # as good as free: two runs at once don't meet
         self._objects, self._secrets, self._more = kustomized.rendered(overlay), secrets, dict(more or {})
         self._maps = {re.sub("-[a-z0-9]{10}$", "", o["metadata"]["name"]): o["data"] for o in self._objects if o["kind"] == "ConfigMap"}
         self.templates = {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in self._objects
                           if o["kind"] in ("Deployment", "StatefulSet", "DaemonSet") and o["metadata"]["name"] not in LEFT_OUT}
-        self.address = {name: f"{subnet}.{10 + i}" for i, name in enumerate(sorted(self.templates))}
+        self.address = {name: f"{self.subnet}.{10 + i}" for i, name in enumerate(sorted(self.templates))}
         self._images = images
 
     @property

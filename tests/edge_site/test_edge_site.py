@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from urllib.parse import urlencode
@@ -211,35 +212,13 @@ def test_prometheus_sees_every_part_and_its_rules_are_sound(cluster):
     assert len(groups) > 3 and all(r["health"] in ("ok", "unknown") for g in groups for r in g["rules"])
 
 
-def test_a_killed_agent_is_back_and_no_window_is_lost_meanwhile(cluster, sent, authority):
-    recording, _ = next(v for v in sent.values() if v[0].fault == "none")
-    before, counted = stored(cluster), []
-    sender = threading.Thread(target=lambda: counted.append(send(cluster, authority, recording)))
-    sender.start()
-    time.sleep(0.3)  # somewhere in the middle of it
-    cluster.kill("agent")
-    cluster.play("agent")
-    cluster.wait_ready("agent")
-    sender.join(90)
-    n = len(recording.windows(demo.LENGTH))
-    assert counted == [n]
-    wait_for(lambda: stored(cluster) >= before + n, 60)
-    assert stored(cluster) == before + n
-
-
-def test_a_container_whose_process_is_killed_is_started_again(cluster):
-    name = f"{cluster.name}-mosquitto-mosquitto"
-    os.kill(int(podman("inspect", "--format", "{{.State.Pid}}", name)), signal.SIGKILL)
-    wait_for(lambda: int(podman("inspect", "--format", "{{.RestartCount}}", name)) >= 1, 30)
-    cluster.wait_ready("mosquitto", "agent")
-
-
-def test_after_a_power_cut_all_pods_start_again_and_no_window_is_lost(cluster, sent, authority, record_property):
-    recording, _ = next(v for v in sent.values() if v[0].fault == "none")
+@contextmanager
+def flowing(cluster, authority, recording):
+    """While something happens, a sensor outside the cluster goes on sending, a recording again and again, and windows have come through before it begins. Afterwards
+    each window must be acknowledged, and stored once."""
     done, told = threading.Event(), {}
 
     def go_on():
-        "A sensor with a battery: a recording takes less time than the cut, so it sends one after the other."
         with sensor(cluster, authority, recording.name) as client:
             out = client.open(f"{LINE}/{recording.name}", "vibration", recording.rate_hz, recording.channels, recording.units)
             told["epoch"] = out.epoch
@@ -252,18 +231,45 @@ def test_after_a_power_cut_all_pods_start_again_and_no_window_is_lost(cluster, s
 
     sender = threading.Thread(target=go_on)
     sender.start()
-    wait_for(lambda: "epoch" in told and stored(cluster, told["epoch"]))
-    cluster.power_cut()
-    since = time.monotonic()
-    cluster.power_up()
-    wait_for(lambda: judged(cluster), 90)
-    record_property("cold_start_to_first_verdict_s", seconds := round(time.monotonic() - since, 1))
-    print(f"from cold start to the first verdict: {seconds} s")
-    done.set()
-    sender.join(90)
+    try:
+        wait_for(lambda: "epoch" in told and stored(cluster, told["epoch"]))
+        yield
+    finally:
+        done.set()
+        sender.join(90)
     assert told["acknowledged"] == told["sent"] > 0
     wait_for(lambda: stored(cluster, told["epoch"]) >= told["sent"], 60)
     assert stored(cluster, told["epoch"]) == told["sent"]
+
+
+@pytest.fixture
+def healthy(sent):
+    return next(r for r, _ in sent.values() if r.fault == "none")
+
+
+def test_a_killed_agent_is_back_and_no_window_is_lost_meanwhile(cluster, authority, healthy):
+    with flowing(cluster, authority, healthy):
+        cluster.kill("agent")
+        cluster.play("agent")
+        wait_for(lambda: judged(cluster), 90)
+
+
+def test_a_broker_whose_process_is_killed_is_started_again_and_no_window_is_lost(cluster, authority, healthy):
+    name = f"{cluster.name}-mosquitto-mosquitto"
+    with flowing(cluster, authority, healthy):
+        os.kill(int(podman("inspect", "--format", "{{.State.Pid}}", name)), signal.SIGKILL)
+        wait_for(lambda: int(podman("inspect", "--format", "{{.RestartCount}}", name)) >= 1, 30)
+        cluster.wait_ready("mosquitto", "agent")
+
+
+def test_after_a_power_cut_all_pods_start_again_and_no_window_is_lost(cluster, authority, healthy, record_property):
+    with flowing(cluster, authority, healthy):
+        cluster.power_cut()
+        since = time.monotonic()
+        cluster.power_up()
+        wait_for(lambda: judged(cluster), 90)
+        record_property("cold_start_to_first_verdict_s", seconds := round(time.monotonic() - since, 1))
+        print(f"from cold start to the first verdict: {seconds} s")
     cluster.wait_ready()
 
 
