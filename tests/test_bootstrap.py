@@ -13,6 +13,7 @@ from edge_images import BASE, podman, run, settings
 from servers import need
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.timeout(900)  # the base may have to be made first, and others may be building images meanwhile
 BOOTSTRAP = ROOT / "edge/bootstrap"
 VERSION = "v0.0.0+k3s1"
 SITE = f"K3S_VERSION={VERSION}\nADMIN_NETWORKS=10.20.0.0/24 fd00:20::/64\nSENSOR_NETWORKS=10.30.0.0/24\nNTP_SERVERS=10.20.0.1\nMIN_MEMORY_MB=100\n"
