@@ -21,10 +21,11 @@ for name; do
   esac
   [ -n "${!from}" ] || { echo "$from is missing: $from=NAME@sha256:DIGEST edge/images/build.sh $name" >&2; exit 1; }
   if [ -n "$PLATFORMS" ]; then to=(--platform "$PLATFORMS" --manifest "$PREFIX$image"); else to=(-t "$PREFIX$image"); fi
-  # the labels that change with each commit come last, and from here: what lies below them stays the same layers. Format docker, for the HEALTHCHECK.
+  # the label that changes with each commit comes last, so that what lies below stays the same layers, and as an argument before the last RUN: a cached image is
+  # made anew for nothing else. Format docker, for the HEALTHCHECK.
   # shellcheck disable=SC2086  # IMAGE_FLAGS are words
   podman build --format docker -f "edge/images/$file" "${target[@]}" "${to[@]}" --build-arg "$from=${!from}" \
-    --label "org.opencontainers.image.version=$TAG" --label "org.opencontainers.image.revision=$(git rev-parse HEAD)" \
+    --build-arg "REVISION=$(git rev-parse HEAD)" --label "org.opencontainers.image.version=$TAG" \
     --label "org.opencontainers.image.base.name=${!from}" $IMAGE_FLAGS .
   if [ -n "$OUT" ]; then
     command -v syft >/dev/null || { echo "syft is missing: make platform-env" >&2; exit 2; }
