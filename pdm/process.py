@@ -118,6 +118,14 @@ def _signals_later() -> Iterator[None]:
         yield
 
 
+def _has_ended(pid: int) -> bool:
+    "Whether a child of ours is over, without taking its exit code: once that is taken, its number may be anybody's, and a signal to it would end a stranger."
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except (AttributeError, ChildProcessError):  # macOS has no such call before Python 3.13; somebody else has taken it
+        return False
+
+
 class Child:
     "A program that we started. Its output is in `log`. Start it from a thread that lives as long as it shall."
     def __init__(self,
@@ -129,6 +137,7 @@ class Child:
     ):
         self.name = name or Path(args[0]).name
         self.log = Path(log)
+        self._asking = threading.RLock()
         try:
             with self.log.open("ab") as out, _signals_later():
                 self.process = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
@@ -144,7 +153,11 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        return self.process.poll() is None
+        "Is it running? When it no longer is, what it has started is ended, too."
+        with self._asking:
+            if self.process.returncode is None and _has_ended(self.pid):
+                self._sweep()
+            return self.process.poll() is None
 
     def wait_ready(self,
         ready: Callable[[], bool],  # asked until it says yes
@@ -165,17 +178,17 @@ class Child:
         "End it: SIGTERM, and SIGKILL to its whole session when that takes too long. Its exit code."
         if self.alive:
             self.process.terminate()
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._sweep()
-        return self.process.wait()
+        end = time.monotonic() + timeout_s
+        while self.alive and time.monotonic() < end:
+            time.sleep(0.005)
+        return self.kill()
 
-    def kill(self) -> None:
-        "SIGKILL to it and to what it started, as a crash or an out-of-memory killer would."
-        self._sweep()
-        self.process.wait()
+    def kill(self) -> int:
+        "SIGKILL to it and to what it started, as a crash or an out-of-memory killer would. Its exit code."
+        with self._asking:
+            if self.alive:
+                self._sweep()
+            return self.process.wait()
 
     def _sweep(self) -> None:
         try:

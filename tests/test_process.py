@@ -1,10 +1,14 @@
-"Signals that come at the worst moment."
+"Signals that come at the worst moment, or to the wrong process."
 
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from pdm.process import Child
 
 FORKED = """
 import os, signal, sys
@@ -60,3 +64,33 @@ def test_a_signal_while_python_forks_is_raised_once_the_child_is_there_and_ends_
 def test_who_asks_twice_does_not_wait():
     done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60)
     assert (done.stdout.splitlines(), done.stderr) == (["later", "now True", "True True"], "")
+
+
+PARENT = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid, flush=True)"
+
+
+def gone(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_what_a_child_has_started_ends_with_it_and_its_number_is_signalled_only_while_it_is_its_own(tmp_path, monkeypatch):
+    signalled = []
+
+    def killpg(pid, number):
+        signalled.append(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT).si_pid == pid)  # dead, and nobody has taken its exit code
+        os.kill(-pid, number)
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    child = Child([sys.executable, "-c", PARENT], tmp_path / "log")
+    end = time.monotonic() + 30
+    while child.alive and time.monotonic() < end:
+        time.sleep(0.01)
+    grandchild = int((tmp_path / "log").read_text())
+    while not gone(grandchild) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert gone(grandchild) and signalled == [True]
+    assert (child.stop(), child.kill(), signalled) == (0, 0, [True])  # its number may be somebody else's by now
