@@ -60,6 +60,24 @@ def headed() -> bool:
     return not wrong
 
 
+def leaves_nothing() -> bool:
+    "nbdev_test runs many lessons in one process, and skips a cell that exports: what tidies up must run, and who silenced the log lets it speak again."
+    import nbformat
+
+    wrong = []
+    for p in sorted(ROOT.glob("nbs/**/*.ipynb")):
+        cells = [[line for line in c.source.splitlines() if line.strip() and not line.startswith("#|")]
+                 for c in nbformat.read(p, 4).cells if c.cell_type == "code"]
+        silences = [line for cell in cells for line in cell if line.strip().startswith("logging.disable(")]
+        if silences and "NOTSET" not in silences[-1]:
+            wrong.append((p, "end with logging.disable(logging.NOTSET)"))
+        if any("nbdev_export()" in line and len(cell) > 1 for cell in cells for line in cell):
+            wrong.append((p, "put what stands beside nbdev_export() into a cell of its own"))
+    for p, why in wrong:
+        print(f"  {p.relative_to(ROOT)}: {why}")
+    return not wrong
+
+
 def fresh() -> bool:
     print("- README and sidebar", flush=True)
     if (ROOT / "README.md").read_text() != readme():
@@ -72,5 +90,5 @@ def fresh() -> bool:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
-        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (headed,), (fresh,))]
+        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (headed,), (leaves_nothing,), (fresh,))]
     sys.exit(0 if all(check.result() for check in checks) else 3)
