@@ -5,6 +5,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.error import URLError
@@ -133,12 +134,12 @@ class Site:
         except (URLError, OSError):
             return ""
 
-    def service(self, name: str, broker_url: str, **changes) -> Child:
-        "`agent` or `sinks` as a process of its own."
+    def service(self, name: str, broker_url: str, through: Sequence[str | Path] = (), **changes) -> Child:
+        "`agent` or `sinks` as a process of its own, perhaps started by another program."
         s = self.settings(broker_url, **changes)
         env = {f"PREDMAINT_{k.upper()}": as_text(getattr(s, k)) for k in {"broker_url", "engine_url", "state_dir", "assets", "metrics_port", *changes}}
         code = f"from pdm.config import load_settings; from pdm.stream.{name} import main; main(load_settings())"
-        return Child([sys.executable, "-c", code], self.folder / f"{name}.log", env={**os.environ, **env}, name=name)
+        return Child([*through, sys.executable, "-c", code], self.folder / f"{name}.log", env={**os.environ, **env}, name=name)
 
     def agent(self, broker_url: str, **changes) -> Child:
         "An agent that takes windows by now."

@@ -20,6 +20,7 @@ from pdm.config import Settings, load_assets
 K3S = ROOT / "edge/k3s"
 OVERLAYS = ["cpu", "jetson", "kind"]
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+NEEDED = {"agent-tls", "mosquitto-tls", "influxdb", "grafana", "alertmanager"}  # secrets
 NODE = "predmaint-node"  # the namespace of what must look into the node
 
 
@@ -163,9 +164,21 @@ def test_no_secret_is_committed_and_the_readme_makes_each_that_is_needed(overlay
                 if s:
                     (optional if s.get("optional") else needed).add(s.get("secretName") or s["name"])
         assert "secretKeyRef" not in json.dumps(template) and "secretRef" not in json.dumps(template)  # an environment is read by every child
-    assert (needed, optional) == ({"agent-tls", "mosquitto-tls", "influxdb", "grafana", "alertmanager"}, {"api", "warehouse", "bundles"})
+    assert (needed, optional) == (NEEDED, {"api", "warehouse", "bundles"})
     table = (K3S / "README.md").read_text()
     assert all(f"| `{name}` |" in table for name in needed | optional)
+
+
+def test_external_secrets_bring_what_every_site_needs_into_its_namespace(tmp_path):
+    shutil.copytree(ROOT / "edge", tmp_path / "edge")
+    overlay = tmp_path / "edge/k3s/overlays/vault"
+    overlay.mkdir()
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../cpu"], "components": ["../../external-secrets"]}))
+    brought = {o["metadata"]["name"]: o for o in kustomized.rendered(overlay) if o["kind"] == "ExternalSecret"}
+    assert set(brought) == NEEDED
+    for name, o in brought.items():
+        assert o["apiVersion"] == "external-secrets.io/v1" and o["metadata"]["namespace"] == "predmaint"
+        assert o["spec"]["dataFrom"] == [{"extract": {"key": f"predmaint/{name}"}}] and "target" not in o["spec"]  # the secret gets the name of this
 
 
 @overlays

@@ -1,8 +1,13 @@
 """`predmaint agent` and `predmaint sinks` as whoever runs them sees them: health, readiness, reload, logs."""
 
+import gzip
 import json
 import signal
+import sys
 from contextlib import ExitStack, closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -28,6 +33,36 @@ def look(port, path):
 
 
 @pytest.fixture
+def collector():
+    "OpenTelemetry's collector, as far as an exporter sees it: where it listens, and the lines that came, each as its text and its attributes."
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+
+    lines = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            request = ExportLogsServiceRequest.FromString(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+            for resource in request.resource_logs:
+                service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
+                for record in (r for scope in resource.scope_logs for r in scope.log_records):
+                    lines.append((service, record.body.string_value, {a.key: a.value.string_value or a.value.int_value for a in record.attributes}))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    thread = Thread(target=http.serve_forever, args=(0.02,))
+    thread.start()
+    yield f"http://127.0.0.1:{http.server_port}", lines
+    http.shutdown()
+    http.server_close()
+    thread.join()
+
+
+@pytest.fixture
 def site(make_bundle, tmp_path):
     return Site(tmp_path / "site", make_bundle(samples=SAMPLES, rate_hz=RATE_HZ))
 
@@ -43,6 +78,14 @@ def running(site):
 
 def opened(client, i):
     return client.open(path_of(i), STREAM, RATE_HZ, ["h", "v"], ["g", "g"])
+
+
+def send_broken(broker, i=0):
+    "A window that nobody can judge, from a sensor of another make."
+    broken = message(window(0, samples=np.full((2, SAMPLES), np.nan, np.float32)), i)
+    with closing(broker.client("sensor-of-another-make", session_s=0)) as bus:
+        bus.connect()
+        assert bus.publish(broken.topic, broken.payload, properties=broken.properties)
 
 
 def reloads(site):
@@ -111,11 +154,8 @@ def test_one_search_finds_what_became_of_a_window(site, running):
     for n in range(6):
         s.send(window(n, level=100.0).samples, t0_ns=T0_NS + n * STEP_NS)
     client.flush(20)
-    broken = message(window(0, samples=np.full((2, SAMPLES), np.nan, np.float32)), 1)
-    with closing(broker.client("sensor-of-another-make", session_s=0)) as bus:
-        bus.connect()
-        assert bus.publish(broken.topic, broken.payload, properties=broken.properties)
-        lines = wait_for(lambda: len(found := [line for line in map(json.loads, site.log().splitlines()) if "trace" in line]) > 1 and found)
+    send_broken(broker, 1)
+    lines = wait_for(lambda: len(found := [line for line in map(json.loads, site.log().splitlines()) if "trace" in line]) > 1 and found)
     raised, refused = (next(line for line in lines if word in line["message"]) for word in ("raised", "not_finite"))
     assert raised["asset"] == path_of(0) and raised["trace"] == f"{path_of(0)}/{STREAM}/{s.epoch}/{raised['seq']}" and 0 <= raised["seq"] < 6
     assert refused["trace"] == f"{path_of(1)}/{STREAM}/7/0" and refused["level"] == "warning"
@@ -150,3 +190,18 @@ def test_a_stranger_on_the_page_is_told_what_there_is(site, running):
     with pytest.raises(HTTPError) as refused:
         urlopen(f"http://127.0.0.1:{site.metrics_port}/admin", timeout=30)
     assert refused.value.code == 404 and "/alarms" in json.load(refused.value)["error"]
+
+
+def test_opentelemetry_gets_the_same_lines_with_the_window_as_attributes(site, collector, monkeypatch):
+    url, lines = collector
+    for name, value in {"SERVICE_NAME": "predmaint-agent", "EXPORTER_OTLP_ENDPOINT": url, "EXPORTER_OTLP_PROTOCOL": "http/protobuf"}.items():
+        monkeypatch.setenv(f"OTEL_{name}", value)
+    program = Path(sys.executable).with_name("opentelemetry-instrument")
+    with EmbeddedBroker() as broker:
+        with site.wait_ready(site.service("agent", broker.url, (program, "--logs_exporter", "otlp", "--traces_exporter", "none", "--metrics_exporter", "none"))) as agent:
+            send_broken(broker)
+            service, _, about = wait_for(lambda: next((line for line in lines if "not_finite" in line[1]), None))
+            assert service == "predmaint-agent" and about["trace"] == f"{path_of(0)}/{STREAM}/7/0"
+            assert agent.stop() == 0
+    ours = [json.loads(line)["message"] for line in site.log().splitlines()]
+    assert ours == [text for _, text, _ in lines]
