@@ -130,7 +130,8 @@ class Site:
         self.line = f"bench/edge/rig/{self.name}"
         folder.mkdir(parents=True)
         with ExitStack() as stack:
-            self.door = Door(folder / "mosquitto")
+            sends = [f"topic write pdm/v1/{self.line}/machine-{i:04d}/{STREAM}/window" for i in range(assets)]  # a gateway's list, as sensors.acl shows it
+            self.door = Door(folder / "mosquitto", "\n".join(["", f"user {self.line}", *sends, ""]))
             stack.callback(self.door.close)
             os.environ["INFLUXDB_DATA_CACHE_SNAPSHOT_WRITE_COLD_DURATION"] = "3s"  # what it has taken is in its files soon, so that they can be measured
             self.influx = Influx(folder / "influx", retention="90d")

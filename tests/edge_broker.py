@@ -28,12 +28,12 @@ def shipped(moved: dict[str, str]) -> str:
 class Door:
     "A mosquitto with the two doors of a site, and a third one for the test: who looks through it sees every message."
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, more: str = ""):
         (self.program,) = need("mosquitto", "mosquitto")
         self.folder, self.config, self.pki, self.certs = folder, folder / "config", folder / "pki", folder / "certs"
         shutil.copytree(CONFIG, self.config)
         lists = self.config / "sensors.acl"
-        lists.write_text(re.sub("(?m)^#   (?=user|topic)", "", lists.read_text()))  # the lines that a site may add: its gateway, and who listens
+        lists.write_text(re.sub("(?m)^#   (?=user|topic)", "", lists.read_text()) + more)  # the lines that a site may add: its gateway, and who listens
         self.sensors, self.services, self.spy = free_port(), free_port(), free_port()
         init(self.pki)
         issue(self.pki, "mosquitto", ["127.0.0.1"])

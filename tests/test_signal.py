@@ -1,6 +1,9 @@
 """The physics against what is published, and the diagnosis against faults whose truth is known."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +77,27 @@ def test_the_envelope_spectrum_peaks_where_the_truth_says(seed):
     freq, a = squared_envelope_spectrum(x, 48_828.0)
     near = (freq > 0.9 * truth.fault_hz) & (freq < 1.1 * truth.fault_hz)
     assert freq[near][a[near].argmax()] == pytest.approx(truth.fault_hz, rel=0.01)
+
+
+SPUN = """
+import time
+import numpy as np
+from pdm.signal.indicators import indicators, velocity_rms_mm_s
+
+x = np.random.default_rng(0).normal(size=(2, 25600)).astype(np.float32)
+indicators(x, 25600.0), velocity_rms_mm_s(x, 25600.0)
+since = time.process_time()
+for _ in range(20):
+    indicators(x, 25600.0), velocity_rms_mm_s(x, 25600.0)
+    time.sleep(0.04)
+print((time.process_time() - since) / 20)
+"""
+
+
+def test_between_long_windows_no_thread_waits_by_spinning():
+    limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    done = subprocess.run([sys.executable, "-c", SPUN], env={k: v for k, v in os.environ.items() if k not in limits}, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.012  # seconds of processor time a window: 2 ms to compute, 25 ms more for each core that spins
 
 
 def test_indicators_are_those_of_the_textbook():
