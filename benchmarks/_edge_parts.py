@@ -94,7 +94,10 @@ class Publisher:
 
     def result(self) -> dict:
         "Wait for its end: what it counted, and of each window stream, seq, when it was due and when its acknowledgement came, ns since 1970."
-        out, _ = self.process.communicate(timeout=600)
+        try:
+            out, _ = self.process.communicate(timeout=600)
+        finally:
+            self.process.kill()  # it may be waiting for an acknowledgement that nobody gives
         if self.process.returncode:
             raise RuntimeError("the publisher failed: see above")
         with np.load(self._out) as f:

@@ -318,7 +318,7 @@ def timed(what: str):
 def throughput(site: Site, size: Size) -> dict[str, Any]:
     "The limit, and what is sustained."
     n, warm_s = len(site.edge.assets), size.limit_s / 4
-    limit = steady_rate([site.edge], site.publish(size.limit_s + warm_s, window=max(1, 512 // n)).result(), warm_s)
+    limit = steady_rate([site.edge], site.publish(size.limit_s + warm_s, window=min(max(1, 512 // n), fitting(site))).result(), warm_s)
     found: dict[str, Any] = {"bytes on the wire": wire_bytes(site), "limit, windows a second": round(limit)}
     for share in SHARES:
         catch_up(site)
@@ -355,8 +355,18 @@ def wire_bytes(site: Site) -> int:
     return len(encode(Window(STREAM, 1 << 62, 1000, 1000, time.time_ns(), s.rate_hz, tuple(s.names), tuple(s.units), np.load(site.fitted.windows)[0])))
 
 
+def fitting(site: Site) -> int:
+    "The largest W with which all that is under way fits into what the broker keeps for the agent: what does not, it drops."
+    kept = sum(int(n) for n in re.findall(r"(?m)^max_(?:queued|inflight)_bytes (\d+)", (ROOT / "edge/mosquitto/mosquitto.conf").read_text()))
+    return min(64, max(1, kept // (len(site.edge.assets) * wire_bytes(site))))
+
+
 def twice(site: Site, size: Size, sustained: float) -> dict[str, Any]:
-    "Twice of what is sustained for a while, with the W that is shipped, then a tenth of it."
+    "Twice of what is sustained for a while, with the W that is shipped, then a tenth of it; before that a quarter of the while with a W that fits the broker."
+    catch_up(site)
+    fits, seconds = fitting(site), size.overload_s / 4
+    small = site.publish(0.0, window=fits, phases=[[2 * sustained, seconds]]).result()
+    meanwhile = float(np.searchsorted(np.sort(small["told"][:, 2]), int(small["start_ns"]) + round(1e9 * seconds)) / seconds)
     catch_up(site)
     before, stored, since = len(site.edge.committed()), site.stored(), time.time_ns()
     publisher = site.publish(0.0, window=64, phases=[[sustained / 2, size.overload_s / 12], [2 * sustained, size.overload_s], [sustained / 10, size.overload_s * 5 / 6]])
@@ -386,7 +396,8 @@ def twice(site: Site, size: Size, sustained: float) -> dict[str, Any]:
             "most unacknowledged": max(waiting(begun, told, t) for t in times), "W x streams": 64 * len(site.edge.assets),
             "most waiting in the sensor's program": max(waiting(due, begun, t) for t in times),
             "age at acknowledgement, median, s": round(float(np.median(during[:, 0]) / 1e9), 2), "oldest, s": round(float(during[:, 0].max() / 1e9), 2),
-            "sent again": sent["resent"], "back to normal after, s": round(float((prompt - end) / 1e9), 1), "windows after the end that took over 1 s": len(late),
+            "sent again": sent["resent"], "with a W that fits": {"W": fits, "for, s": seconds, "acknowledged meanwhile, windows a second": round(meanwhile), "sent again": small["resent"]},
+            "back to normal after, s": round(float((prompt - end) / 1e9), 1), "windows after the end that took over 1 s": len(late),
             "InfluxDB behind at most, rows": round(max((n for _, n in lags), default=0)),
             "InfluxDB behind at the end of it, rows": round(in_time[0]) if in_time else 0, "InfluxDB has all after the last window, s": round(after, 1),
             "sent": sent["sent"], "acknowledged": len(told), "committed": len(site.edge.committed()) - before, "distinct": len(keys), "in InfluxDB": site.stored() - stored,

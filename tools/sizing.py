@@ -157,15 +157,13 @@ def measured(result: Mapping[str, Any]) -> list[str]:
              "## Measured",
              f"On {m['cores']} cores of an {m['processor']} ({result['machine']['processor']}, {m['memory, MiB'] / 1024:.0f} GiB), Python {versions['python']}, ONNX Runtime "
              f"{versions['onnxruntime']}, by `python benchmarks/edge.py sizing`, kept as `benchmarks/results/{RESULT.name}`. "
-             + (f"The load was {m['load before']:.1f} before the run (1 is one busy core): little else ran on these cores." if m["load before"] < 1.5 else
-                f"**Other work ran on the same cores: the load was {m['load before']:.1f} before the run and {result['machine']['load']:.1f} at its end** (1 is one busy core; the run's own part is "
-                "about 2). So rates and times are worse than those of a quiet machine, by how much nobody knows; processor time, memory and bytes hardly suffer."),
+             f"The load average was {m['load before']:.1f} when the run began (it counts the minutes before; 1 is one busy core) and {result['machine']['load']:.1f} at its end (the run's own part is about 2).",
              "All programs of a site ran as processes: mosquitto with TLS, certificates and access lists as shipped, agent, sinks, updater, Triton with ONNX Runtime on the processor "
              "(conv_ae, one thread), Prometheus with the shipped rules, Alertmanager, node exporter; the sensors were one more process, on the same cores. Windows went to Triton in the "
              "message, as between pods. Not as on a site: **InfluxDB is 1.6.7 behind nginx**, where a site has InfluxDB 2, whose storage engine is the same and whose processes are not; "
              "**Grafana was not there**; no container, no K3s.",
              "### Windows a second",
-             f"The limit is what gets through when senders push. Sustained is the highest share of it (tried: 90 %, 75 %, 60 % …) at which an open loop on {t['twice the load']['streams']} "
+             f"The limit is what gets through when senders push, with no more under way than the broker keeps for the agent. Sustained is the highest share of it (tried: 90 %, 75 %, 60 % …) at which an open loop on {t['twice the load']['streams']} "
              "assets has 99 of 100 acknowledgements within a second, counted from when the window was due, and InfluxDB no more than two seconds behind.",
              table(["window", "bytes", "limit", "sustained", "median, ms", "99 %, ms", "two idle cores, by processor time"],
                    [[name, f"{w['bytes on the wire']:,}", f"{w['limit, windows a second']:,}", f"{w['sustained, windows a second']:,}", f"{w['p50, ms']:.0f}", f"{w['p99, ms']:.0f}",
@@ -228,11 +226,11 @@ def kept(t: Mapping[str, Any]) -> list[str]:
 def doubled(t: Mapping[str, Any]) -> list[str]:
     d = t["twice the load"]
     whole = d["sent"] == d["acknowledged"] == d["committed"] == d["distinct"] == d["in InfluxDB"]
-    again = "No window had to be sent twice."
+    again, fits = "No window had to be sent twice.", d["with a W that fits"]
     if d["sent again"]:
         again = (f"{d['sent again']:,} times a window was sent again after five seconds without an acknowledgement: mosquitto keeps {queued()} MiB for the agent (`max_queued_bytes`, so that nobody fills "
-                 f"it) and drops what is more, so that less gets through than what is sustained. W x streams windows of {t['windows']['2 x 2560 at 25.6 kHz']['bytes on the wire'] / 1e3:.0f} kB should fit there: where many "
-                 "sensors push, a smaller W gets more through.")
+                 f"it) and drops what is more. **With W = {fits['W']}, which fits there, {fits['acknowledged meanwhile, windows a second']:,} a second got through** for {fits['for, s']:g} s, and "
+                 f"{fits['sent again']:,} were sent again: where many sensors push, give them a smaller W (setting `window`).")
     return ["### Twice the load",
             f"{d['streams']} sensors of 2 x 2560 windows, W = {d['W']} as shipped: {d['offered, windows a second']:,} windows a second, twice of what is sustained, for {d['for, s']:g} s, then a twentieth of that.",
             f"- **It gets through** {d['acknowledged meanwhile, windows a second']:,} a second meanwhile. The rest waits where it comes from: `send` returns when there is a place among "
