@@ -356,9 +356,9 @@ def wire_bytes(site: Site) -> int:
 
 
 def fitting(site: Site) -> int:
-    "The largest W with which all that is under way fits into what the broker keeps for the agent: what does not, it drops."
-    kept = sum(int(n) for n in re.findall(r"(?m)^max_(?:queued|inflight)_bytes (\d+)", (ROOT / "edge/mosquitto/mosquitto.conf").read_text()))
-    return min(64, max(1, kept // (len(site.edge.assets) * wire_bytes(site))))
+    "The largest W with which all that is under way fits into what the broker queues for the agent: what does not, it may drop."
+    queued = int(re.search(r"(?m)^max_queued_bytes (\d+)", (ROOT / "edge/mosquitto/mosquitto.conf").read_text())[1])
+    return min(64, max(1, queued // (len(site.edge.assets) * wire_bytes(site))))
 
 
 def twice(site: Site, size: Size, sustained: float) -> dict[str, Any]:

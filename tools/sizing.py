@@ -229,8 +229,8 @@ def doubled(t: Mapping[str, Any]) -> list[str]:
     again, fits = "No window had to be sent twice.", d["with a W that fits"]
     if d["sent again"]:
         again = (f"{d['sent again']:,} times a window was sent again after five seconds without an acknowledgement: mosquitto keeps {queued()} MiB for the agent (`max_queued_bytes`, so that nobody fills "
-                 f"it) and drops what is more. **With W = {fits['W']}, which fits there, {fits['acknowledged meanwhile, windows a second']:,} a second got through** for {fits['for, s']:g} s, and "
-                 f"{fits['sent again']:,} were sent again: where many sensors push, give them a smaller W (setting `window`).")
+                 f"it) and drops what is more. With W = {fits['W']}, {fits['acknowledged meanwhile, windows a second']:,} a second got through for {fits['for, s']:g} s, and "
+                 + (f"{fits['sent again']:,} were sent again: still too many under way." if fits["sent again"] else "none was sent again: where many sensors push, give them that (setting `window`)."))
     return ["### Twice the load",
             f"{d['streams']} sensors of 2 x 2560 windows, W = {d['W']} as shipped: {d['offered, windows a second']:,} windows a second, twice of what is sustained, for {d['for, s']:g} s, then a twentieth of that.",
             f"- **It gets through** {d['acknowledged meanwhile, windows a second']:,} a second meanwhile. The rest waits where it comes from: `send` returns when there is a place among "
