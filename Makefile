@@ -17,6 +17,17 @@ TRITON ?=
 VARIANT ?= cpu
 IMAGE_FLAGS ?=
 
+# COVERAGE=1: which lines of pdm/ do lessons and tests run? Slower; the report is printed, and lies in build/coverage as JSON and XML
+ifdef COVERAGE
+LESSONS := rm -rf build/coverage && $(BIN)/coverage run tools/lessons.py
+TESTS := $(BIN)/coverage run -m pytest
+COVERED := ; code=$$?; $(BIN)/coverage combine -q && $(BIN)/coverage json -q && $(BIN)/coverage xml -q && $(BIN)/coverage report; exit $$code
+else
+LESSONS := $(BIN)/nbdev_test
+TESTS := $(BIN)/python -m pytest
+COVERED :=
+endif
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
@@ -64,9 +75,9 @@ demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.htm
 demo-loop: setup  ## the world changes, a new model takes over under traffic, a fault stays a fault; leaves build/demo-loop/report.html
 	@$(BIN)/predmaint demo --loop
 
-test: setup  ## lessons of all notebooks, then pytest
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: setup  ## lessons of all notebooks, then pytest; make test COVERAGE=1 also says which lines of pdm/ they ran
+	$(LESSONS) --n_workers 2
+	$(TESTS) -n 3 --dist loadfile --no-loadscope-reorder$(COVERED)
 
 check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py
