@@ -1,6 +1,5 @@
 """The house keeps its rooms: who may import whom, and what the edge does without."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -9,19 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["signal", "data", "model", "serve", "stream", "loop"]  # a room imports only rooms before it
-OUTSIDE = {"alarms_cli", "bundle_cli", "cli", "cli_output", "config", "dashboards", "dashboards_cli", "demo", "demo_loop", "demo_timeline", "drift_cli", "engine_cli", "errors", "labels_cli", "loop_cli", "panels", "pki", "pki_cli", "plot", "process", "promote_cli", "release_cli", "rollout_cli", "site"}
-LIGHT = {"config", "errors", "process", "_pipelines"}  # what rooms may import from outside the rooms; the last is data of the loop
+sys.path.insert(0, str(ROOT / "tools"))
 
-ALLOWED = {  # beyond the standard library and what stands above in this table
-    "signal": {"numpy", "scipy"},
-    "data": {"cbor2", "pandas", "pyarrow", "pooch", "fsspec", "requests", "pyuff", "pydantic", "yaml", "dask", "distributed"},
-    "model": {"torch", "pytorch_lightning", "sklearn", "onnx", "onnxruntime", "mlflow", "matplotlib",
-              "model_signing", "sigstore", "cryptography", "oras"},
-    "serve": {"tritonclient", "grpc", "google"},
-    "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "urllib3", "psycopg", "google", "prometheus_client", "psutil"},
-    "loop": {"mlflow", "kfp", "kfp_server_api", "cronsim", "river", "papermill", "nbformat", "nbclient", "psutil", "fsspec", "httpx"},
-}
+from rooms import ROOMS, below, foreign, modules, room  # noqa: E402
+
 EDGE = [
     "pdm", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
     *(f"pdm.signal.{p.stem}" for p in sorted((ROOT / "pdm/signal").glob("[a-z]*.py"))),
@@ -33,47 +23,30 @@ EDGE = [
 TOO_HEAVY = ("torch", "pandas", "mlflow", "kfp", "IPython", "jupyterlab", "ipykernel", "pytorch_lightning", "sklearn", "matplotlib", "nbdev", "fastcore")
 
 
-def modules():
-    for path in sorted((ROOT / "pdm").rglob("*.py")):
-        if path.stem not in ("__init__", "_modidx"):
-            yield ".".join(path.relative_to(ROOT).with_suffix("").parts), path
-
-
-def imports(path):
-    package = path.relative_to(ROOT).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):  # nbdev writes pdm's own imports relative
-            module = ".".join([*package[: len(package) - node.level + 1], node.module or ""]).strip(".") if node.level else node.module
-            yield module
-            if module == "pdm":
-                yield from (f"pdm.{alias.name}" for alias in node.names)
-
-
 @pytest.mark.parametrize("name,path", list(modules()), ids=lambda v: v if isinstance(v, str) else "")
 def test_a_room_imports_only_rooms_above_it(name, path):
-    room = name.split(".")[1]
-    if room in OUTSIDE - LIGHT:
-        return
-    rank = ROOMS.index(room) if room in ROOMS else -1
-    for other in imports(path):
-        if not other.startswith("pdm.") and other != "pdm":
-            continue
-        target = other.split(".")[1] if "." in other else ""
-        if target in ROOMS:
-            # errors, config and process stand outside the rooms and use only the vocabulary of the first two
-            assert ROOMS.index(target) <= max(rank, 1), f"{name} imports {other}, a room below its own"
-        else:
-            assert target in LIGHT, f"{name} imports {other}, which stands outside the rooms"
+    assert not below(name, path)
 
 
-@pytest.mark.parametrize("name,path", [m for m in modules() if m[0].split(".")[1] in ROOMS], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("name,path", [m for m in modules() if room(m[0]) in ROOMS], ids=lambda v: v if isinstance(v, str) else "")
 def test_a_room_keeps_to_its_libraries(name, path):
-    rooms = ROOMS[: ROOMS.index(name.split(".")[1]) + 1]
-    allowed = set().union(*(ALLOWED.get(r, set()) for r in rooms)) | set(sys.stdlib_module_names) | {"pdm"}
-    foreign = {i.split(".")[0] for i in imports(path)} - allowed
-    assert not foreign, f"{name} imports {', '.join(sorted(foreign))}, which its room does without"
+    assert not foreign(name, path)
+
+
+@pytest.mark.parametrize("name,line,says", [
+    ("pdm.signal.lines", "from ..model import monitor", "pdm.model.monitor, a room below its own"),
+    ("pdm.signal.lines", "def f():\n    import pdm.loop.gate", "pdm.loop.gate, a room below its own"),
+    ("pdm.stream.agent", "from .. import plot", "pdm.plot, which stands outside the rooms"),
+    ("pdm.signal.lines", "import pandas.api", "pandas, which its room does without"),
+])
+def test_what_breaks_the_rule_is_named(tmp_path, monkeypatch, name, line, says):
+    import rooms
+
+    monkeypatch.setattr(rooms, "ROOT", tmp_path)
+    path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+    path.parent.mkdir(parents=True)
+    path.write_text(line)
+    assert any(sentence.endswith(says) for sentence in (*below(name, path), *foreign(name, path)))
 
 
 @pytest.mark.parametrize("name", EDGE)
