@@ -18,14 +18,14 @@ RESULTS = Path(__file__).resolve().parent / "results"
 _COMPARE = {">=": float.__ge__, "<=": float.__le__}
 
 
-def arguments(description: str, parts: Sequence[str] = (), **numbers: int) -> argparse.Namespace:
-    "What the command line says: `--quick`, parts by name, and numbers, each with its default."
+def arguments(description: str, parts: Sequence[str] = (), **options: int | str) -> argparse.Namespace:
+    "What the command line says: `--quick`, parts by name, and numbers or words, each with its default."
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if parts:
         parser.add_argument("parts", nargs="*", type=str, metavar="part", help=f"only these: {', '.join(parts)}")
     parser.add_argument("--quick", action="store_true", help="does it run? (figures mean nothing)")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    for name, default in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default {default or 'none'}")
     args = parser.parse_args()
     if unknown := [p for p in getattr(args, "parts", []) if p not in parts]:
         parser.error(f"no part {', '.join(unknown)}: choose from {', '.join(parts)}")

@@ -12,15 +12,12 @@ import json
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import Json
-from .config import load_settings
+from .cli_output import Json, load_settings
 from .errors import InvalidConfig, InvalidInput, PartMissing, meant
 
 # %% ../nbs/alarms_cli.ipynb #alclf3ff9d
@@ -57,6 +54,8 @@ Comment = Annotated[str, typer.Option(help="what else should be remembered")]
 
 def _ask(command: dict[str, Any] | None = None) -> Any:
     "The agent's answer. Raises `PartMissing` where there is none, `InvalidInput` where the agent says no."
+    from urllib.error import HTTPError, URLError
+    from urllib.request import Request, urlopen
     s = load_settings()
     url = f"http://{s.metrics_host}:{s.metrics_port}/alarms"
     body = None if command is None else json.dumps(command).encode()

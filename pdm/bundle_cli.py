@@ -16,21 +16,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_output import Json, tell
-from .config import Settings, load_assets, load_settings
+from .cli_output import Json, load_settings, tell
 from .errors import InvalidBundle, InvalidConfig, PartMissing
-from .model.bundle import Bundle, load_bundle, records_of
 from .model.folder import SIGNATURE, is_sha256, plain_files
+
+if TYPE_CHECKING:  # what checks these takes longer to load than --help to print
+    from pdm.config import Settings
+    from pdm.model.bundle import Bundle
 
 
 # %% ../nbs/bundle_cli.ipynb #bcli6
 def differences(
-    a: Bundle,
-    b: Bundle,
+    a: "Bundle",
+    b: "Bundle",
 ) -> dict[str, dict[str, Any]]:  # `contract`, `metrics`, `versions`, `files` (bytes), `operators` (how often), `weights` (how many tensors)
     "What changed from one bundle to another: (in a, in b) by name, and how many weights. Empty where nothing did. Raises `PartMissing` without the library onnx."
     old, new = (x.contract.model_dump(mode="json") for x in (a, b))
@@ -48,7 +50,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, A
     return {name: (old.get(name), new.get(name)) for name in sorted({*old, *new}) if old.get(name) != new.get(name)}
 
 
-def _graph(bundle: Bundle) -> tuple[dict[str, int], dict[str, str]]:
+def _graph(bundle: "Bundle") -> tuple[dict[str, int], dict[str, str]]:
     "How often each operator is in the graph, and a hash of each weight."
     try:
         import onnx
@@ -99,6 +101,7 @@ def verify(
     "Prove that a bundle and its calibration are as somebody trusted has signed them, and belong together. Nothing is read before that."
     from pdm.model.signature import Trust
     from pdm.model.signature import verify as verify_folder
+    from pdm.model.bundle import load_bundle, records_of
     trust = Trust.of(settings := load_settings())
     trust = Trust(keys=tuple(key), revoked=settings.revoked_keys) if key else trust
     signers = {folder.name: verify_folder(folder, trust) for folder in _folders(path)}
@@ -115,6 +118,7 @@ def show(path: Path_, as_json: Json = False) -> None:
     "What a bundle is for, what is in it, who signed it, and what is promised on which machines."
     from pdm.model.signature import Trust
     from pdm.model.signature import verify as verify_folder
+    from pdm.model.bundle import load_bundle, records_of
     found, trust = load_bundle(_folders(path)[0]), Trust.of(load_settings())
     try:
         signed = _signer(verify_folder(found.path, trust))
@@ -129,12 +133,14 @@ def show(path: Path_, as_json: Json = False) -> None:
 @bundle.command()
 def diff(old: Path_, new: Path_, as_json: Json = False) -> None:
     "What changed from one bundle to another: contract, metrics, files, operators, weights."
+    from pdm.model.bundle import load_bundle
     found = differences(*(load_bundle(_folders(path)[0]) for path in (old, new)))
     tell({part: changes for part, changes in found.items() if changes or as_json} or {"contents": "the same"}, as_json)
 
 # %% ../nbs/bundle_cli.ipynb #bcli17
-def _missing(settings: Settings) -> list[Path]:
+def _missing(settings: "Settings") -> list[Path]:
     "Folders of bundles that the asset records name, where the bundle or a calibration is not there."
+    from pdm.config import load_assets
     streams = [s for r in load_assets(settings.assets) for s in r.streams.values()]
     return sorted({s.bundle for s in streams if not (s.bundle.is_dir() and s.calibration.is_file())})
 
@@ -154,8 +160,9 @@ def _alone(parent: Path) -> Iterator[None]:
         yield
 
 
-def _check_calibrations(settings: Settings, folder: Path, released: Iterable[Path]) -> None:
+def _check_calibrations(settings: "Settings", folder: Path, released: Iterable[Path]) -> None:
     "Raises `InvalidConfig` where the asset records name a calibration of a bundle that is neither here nor among what is released."
+    from pdm.config import load_assets
     named = {s.calibration.resolve() for r in load_assets(settings.assets) for s in r.streams.values() if s.bundle == folder}
     there = {p.resolve() for p in released if p.parent.name == f"{folder.name}.calibration"}
     if any(not n.is_file() for n in named - there):
@@ -163,7 +170,7 @@ def _check_calibrations(settings: Settings, folder: Path, released: Iterable[Pat
                             f"there is {', '.join(sorted(p.name for p in there)) or 'none'}")
 
 
-def _bring(settings: Settings, folder: Path) -> None:
+def _bring(settings: "Settings", folder: Path) -> None:
     "A bundle in its place, proven before it is there. Raises `PartMissing`, `InvalidConfig` for a calibration that is not released, or what `fetch` and `verify` raise."
     if not is_sha256(folder.name):
         raise InvalidConfig(f"{settings.assets} names the bundle {folder}, which is not here: a folder that can be fetched is called by its digest, 64 hexadecimal digits")
@@ -193,6 +200,7 @@ def fetch_installed(
     wait: Annotated[float, typer.Option(min=0, help="try again for so long, seconds")] = 0.0,
 ) -> None:
     "Bring the bundles that the asset records name and that are not here, from bundle_url, if somebody trusted has signed them. Without bundle_url: wait for them."
+    from pdm.config import load_assets
     settings, until, told = load_settings(), time.monotonic() + wait, set[str]()
     if settings.bundle_url:
         for parent in {s.bundle.parent for r in load_assets(settings.assets) for s in r.streams.values()}:

@@ -20,8 +20,7 @@ from rich.table import Table
 
 from .alarms_cli import alarms
 from .bundle_cli import bundle
-from .cli_output import Json, progress, tell
-from .config import load_settings
+from .cli_output import Json, load_settings, progress, tell
 from .dashboards_cli import dashboards
 from .engine_cli import engine
 from .errors import CheckFailed, InvalidInput, PartMissing, PdmError

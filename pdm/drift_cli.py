@@ -16,16 +16,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .alarms_cli import seconds_of, whole_name
-from .cli_output import Json, progress
-from .config import Settings, load_settings
+from .cli_output import Json, load_settings, progress
 from .errors import PartMissing, PdmError
+
+if TYPE_CHECKING:  # what checks settings takes longer to load than --help to print
+    from pdm.config import Settings
 
 # %% ../nbs/drift_cli.ipynb #dcli6
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ REPORTS = 180  # that are kept, the newest: a month of them at six a day. What w
 
 
 def controller_of(
-    settings: Settings,
+    settings: "Settings",
     logbook: Any,          # `pdm.loop.logbook.Logbook`
     learn: bool = True,    # keep what is learnt of a model without a reference; not in a dry run
     metrics: Any = None,
@@ -65,7 +67,7 @@ def controller_of(
 
 
 def report(
-    settings: Settings,
+    settings: "Settings",
     t_ns: int,           # of an evaluation that is in the logbook
 ) -> str:                # where the page is
     "A notebook about an evaluation, and the same as a page for a browser, in the folder of the runs. Only the newest `REPORTS` stay there."
@@ -92,7 +94,7 @@ def report(
 
 @contextmanager
 def watching(
-    settings: Settings,
+    settings: "Settings",
 ) -> Iterator[Callable[[], None]]:  # raises what went wrong for good
     "The loop at work: one thread looks and decides, another one carries out what is due."
     from prometheus_client import Counter
@@ -157,7 +159,7 @@ def watching(
                 t.join(10)
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: "Settings") -> None:
     from pdm.loop.policy import load_policy
     load_policy(settings)
 
@@ -202,7 +204,7 @@ def _tell_evaluations(rows: Sequence[Any], decisions: Sequence[Any], place: str,
 
 
 def explain(
-    settings: Settings,
+    settings: "Settings",
     since: str,
     as_json: bool,
 ) -> None:
@@ -263,7 +265,7 @@ def list_held(
         _tell_held([h for h in book.held() if every or h.state in ("open", "kept")], as_json)
 
 
-def _known(book: Any, settings: Settings, name: str) -> str:
+def _known(book: Any, settings: "Settings", name: str) -> str:
     "The asset that is meant: one of the site's, or one that was evaluated."
     from pdm.config import load_assets
     from pdm.data.window import AssetPath

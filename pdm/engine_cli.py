@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_output import Json, progress, tell
-from .config import load_settings
+from .cli_output import Json, load_settings, progress, tell
 from .errors import InvalidInput
 from .process import SignalEvent
 

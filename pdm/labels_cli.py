@@ -11,16 +11,18 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .alarms_cli import seconds_of
-from .cli_output import Json, tell
-from .config import Settings, load_assets, load_settings
+from .cli_output import Json, load_settings, tell
 from .errors import InvalidInput, PartMissing
+
+if TYPE_CHECKING:  # what checks settings takes longer to load than --help to print
+    from pdm.config import Settings
 
 # %% ../nbs/labels_cli.ipynb #lacl6
 labels = typer.Typer(no_args_is_help=True, help="What people found out about machines.")
@@ -42,6 +44,7 @@ def import_labels(
     "Bring in what people found. What is known already is passed over; ends with 1 where rows can't be read, and the others are in."
     from pdm.loop.labels import read_labels
     from pdm.loop.logbook import Logbook
+    from pdm.config import load_assets
     settings = load_settings()
     known = [r.path for r in load_assets(settings.assets)] if settings.assets.exists() else []
     read = read_labels(source, known)
@@ -72,11 +75,12 @@ def list_labels(
 
 # %% ../nbs/labels_cli.ipynb #lacl8
 def at_work(
-    settings: Settings,
+    settings: "Settings",
 ) -> dict[tuple[str, str], tuple[Any, int]]:  # by asset and stream: calibration record, since when it counts (ns since 1970; 0: as installed)
     "What judges each stream of this site now."
     from pdm.stream.rollout import Rollout
     from pdm.stream.versions import installed, released
+    from pdm.config import load_assets
     before = installed(load_assets(settings.assets))
     found = {key: (c.record, 0) for key, c in before.items()}
     if settings.rollout_file.exists():

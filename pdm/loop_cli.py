@@ -11,13 +11,15 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_output import Json, progress, tell
-from .config import Settings, load_settings
+from .cli_output import Json, load_settings, progress, tell
 from .errors import InvalidInput
+
+if TYPE_CHECKING:  # what checks settings takes longer to load than --help to print
+    from pdm.config import Settings
 
 # %% ../nbs/loop_cli.ipynb #lcli6
 OPEN = {"ignore_unknown_options": True}  # -p takes two words, which typer's options can't
@@ -109,7 +111,7 @@ def retrain(
     _on_cluster(settings, arguments, asked, wait, schedule, as_json)
 
 
-def _held(settings: Settings) -> list[str]:
+def _held(settings: "Settings") -> list[str]:
     "What the loop holds back: a run that somebody starts by hand does not learn it either."
     from pdm.loop.logbook import Logbook
     if not settings.logbook_file.exists():
@@ -151,7 +153,7 @@ def _finish(outcome: dict[str, Any], as_json: bool) -> None:
         raise failure(outcome["exit_code"], f"run {outcome['run']}: {outcome['reason']}")
 
 
-def _on_cluster(settings: Settings, arguments: dict[str, Any], trigger: str, wait: bool, schedule: str | None, as_json: bool) -> None:
+def _on_cluster(settings: "Settings", arguments: dict[str, Any], trigger: str, wait: bool, schedule: str | None, as_json: bool) -> None:
     from pdm.loop.cluster import Cluster
     from pdm.loop.ledger import Ledger
     from pdm.loop.pipeline import compile_pipeline

@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from .data.window import AssetPath, topic
 from .errors import CheckFailed, InvalidConfig, InvalidInput, PartMissing
 from .model.folder import write_plain
 from .process import lock_file
@@ -297,6 +296,7 @@ def kind_of(
     if not identity.isprintable():  # control and format characters, halves of a pair: what looks like another name
         raise InvalidInput(f"{identity!a} holds characters that can't be seen: an identity has letters, digits, signs and the blank")
     if "/" in identity:
+        from pdm.data.window import AssetPath, topic  # brings numpy, which --help does without
         levels = identity.split("/")
         if not 4 <= len(levels) <= 6:
             raise InvalidInput(f"{identity!r} has {len(levels)} levels: a line has 4, enterprise/site/area/line, an asset 5, one of its streams 6")

@@ -18,8 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import Json, progress, tell
-from .config import load_settings
+from .cli_output import Json, load_settings, progress, tell
 from .errors import InvalidInput
 
 # %% ../nbs/promote_cli.ipynb #prcl5

@@ -13,8 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .alarms_cli import seconds_of
-from .cli_output import Json, tell
-from .config import load_settings
+from .cli_output import Json, load_settings, tell
 from .errors import CheckFailed, InvalidInput
 from .promote_cli import actor
 

@@ -11,19 +11,20 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cli_output import Json
-from .config import Settings, load_assets, load_settings
+from .cli_output import Json, load_settings
 from .errors import CheckFailed, InvalidBundle, InvalidInput, PartMissing
-from .model.bundle import load_bundle
 from .model.folder import is_sha256, write_plain
 from .process import lock_file
 from .stream.rollout import Rollout, Wanted, read_wanted, status, with_line
+
+if TYPE_CHECKING:  # what checks settings takes longer to load than --help to print
+    from pdm.config import Settings
 
 # %% ../nbs/rollout_cli.ipynb #rcli1d
 _STARTS_S = 10.0  # that an updater may take to start
@@ -31,17 +32,20 @@ triton = typer.Typer(no_args_is_help=True, help="Which model should run here, an
 Wait = Annotated[bool, typer.Option("--wait", help="until it is promoted or refused; ends with 3 if refused")]
 
 
-def _name_of(settings: Settings, rollout: Rollout, digest: str) -> str:
+def _name_of(settings: "Settings", rollout: Rollout, digest: str) -> str:
     "The type of asset that a bundle is for, where that is known by now."
     if (c := rollout.candidate(digest)) and c.name:
         return c.name
+    from pdm.model.bundle import load_bundle
     with suppress(InvalidBundle):
         return load_bundle(settings.bundles_dir / digest, digest).contract.name
     return ""
 
 
-def _installed(settings: Settings) -> dict[str, set[str]]:
+def _installed(settings: "Settings") -> dict[str, set[str]]:
     "The digests that the asset records name, by type of asset."
+    from pdm.config import load_assets
+    from pdm.model.bundle import load_bundle
     found: dict[str, set[str]] = {}
     for path in {s.bundle for r in load_assets(settings.assets) for s in r.streams.values()}:
         bundle = load_bundle(path)
@@ -49,21 +53,21 @@ def _installed(settings: Settings) -> dict[str, set[str]]:
     return found
 
 
-def _want(settings: Settings, rollout: Rollout, wanted: Wanted | None, name: str) -> None:
+def _want(settings: "Settings", rollout: Rollout, wanted: Wanted | None, name: str) -> None:
     "Write a line in place of those of the same type."
     file = settings.desired_file
     others = [w.digest for w in read_wanted(file) if name and _name_of(settings, rollout, w.digest) == name]
     write_plain(file, with_line(file.read_text() if file.exists() else "", wanted, others).encode())
 
 
-def _updater(settings: Settings) -> bool:
+def _updater(settings: "Settings") -> bool:
     "Whether one is at work on this node."
     if (lock := lock_file(settings.state_dir / "updater.lock")) is not None:
         lock.close()
     return lock is None
 
 
-def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
+def _wait(settings: "Settings", rollout: Rollout, digest: str) -> None:
     "Raises `CheckFailed` where it was refused, `PartMissing` where nobody acts."
     seen = time.monotonic()
     with Console(stderr=True).status("waiting") as shown:
@@ -80,7 +84,7 @@ def _wait(settings: Settings, rollout: Rollout, digest: str) -> None:
             time.sleep(0.2)
 
 
-def _go_to(settings: Settings, rollout: Rollout, wanted: Wanted, name: str, wait: bool) -> None:
+def _go_to(settings: "Settings", rollout: Rollout, wanted: Wanted, name: str, wait: bool) -> None:
     "Write the line, and see it through where somebody waits."
     _want(settings, rollout, wanted, name)
     typer.echo(f"desired: {wanted.digest}{f' for {name}' if name else ''}")
@@ -96,6 +100,7 @@ def deploy(
     wait: Wait = False,
 ) -> None:
     "Say that a bundle should run here. A folder is published first, with the calibrations beside it. One that was refused is tried again."
+    from pdm.model.bundle import load_bundle
     from pdm.model.transport import push
     settings = load_settings()
     rollout = Rollout(settings.rollout_file)

@@ -69,6 +69,11 @@ def test_import_pdm_loads_nothing_else():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
+def test_help_loads_what_it_prints_with_and_nothing_that_commands_work_with():
+    code = "import sys, pdm.cli; print([m for m in ('numpy', 'pydantic', 'yaml', 'asyncio', 'urllib.request', 'pdm.config') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
 def test_the_loop_loads_torch_only_where_something_is_fitted():
     code = "import sys, pdm.loop.act, pdm.loop.controller, pdm.loop.gate, pdm.loop_cli; print([m for m in ('torch', 'mlflow', 'kfp') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
