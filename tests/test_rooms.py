@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from rooms import ROOMS, below, foreign, modules, room  # noqa: E402
 
 EDGE = [
-    "pdm", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
+    "pdm", "pdm.card", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
     *(f"pdm.signal.{p.stem}" for p in sorted((ROOT / "pdm/signal").glob("[a-z]*.py"))),
     "pdm.data.window", "pdm.data.parquet", "pdm.data.store", "pdm.data.archive", "pdm.model.monitor", "pdm.model.bundle",
     "pdm.model.folder", "pdm.model.claim", "pdm.model.signature", "pdm.model.registries", "pdm.model.transport",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["signal", "data", "model", "serve", "stream", "loop"]  # a room imports only rooms before it
-OUTSIDE = {"alarms_cli", "bundle_cli", "cli", "cli_output", "config", "dashboards", "dashboards_cli", "demo", "demo_loop", "demo_timeline", "drift_cli", "engine_cli", "errors", "labels_cli", "loop_cli", "panels", "pki", "pki_cli", "plot", "process", "promote_cli", "release_cli", "rollout_cli", "site"}
-LIGHT = {"config", "errors", "process", "_pipelines"}  # what rooms may import from outside the rooms; the last is data of the loop
+OUTSIDE = {"alarms_cli", "bundle_cli", "card", "cli", "cli_output", "config", "dashboards", "dashboards_cli", "demo", "demo_loop", "demo_timeline", "deploy_cli", "drift_cli", "engine_cli", "errors", "labels_cli", "live", "loop_cli", "new_cli", "panels", "pki", "pki_cli", "plot", "plot_machine", "plot_model", "plot_style", "process", "progress", "promote_cli", "release_cli", "rollout_cli", "site"}
+LIGHT = {"card", "config", "errors", "process", "progress", "_pipelines"}  # what rooms may import from outside the rooms; the last is data of the loop
 
 ALLOWED = {  # beyond the standard library and what stands above in this table
     "signal": {"numpy", "scipy"},
