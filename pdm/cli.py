@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['app', 'File', 'Rate', 'Names', 'sinks', 'demo', 'synth', 'replay', 'fit', 'score', 'diagnose', 'agent', 'run_sinks',
-           'init_sinks', 'sinks_status', 'find_parts', 'doctor', 'main']
+           'init_sinks', 'sinks_status', 'find_extras', 'without', 'find_parts', 'doctor', 'main']
 
 # %% ../nbs/cli.ipynb #cli34be2b
 import json
+import re
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .alarms_cli import alarms
@@ -343,12 +345,14 @@ def _triton() -> str:
     return f"nvidia-pytriton {found.versions['nvidia-pytriton']} in {found.folder}"
 
 
-# part, how to find it, needed by the main job, what brings it
+# part, how to find it, needed by an edge, what brings it
 _PARTS: list[tuple[str, Callable[[], str], bool, str]] = [
-    *((name, lambda name=name: _package(name), True, "make setup")
-      for name in ("numpy", "scipy", "onnxruntime", "torch", "pytorch-lightning", "onnx", "mlflow", "paho-mqtt", "tritonclient", "pooch")),
+    *((name, lambda name=name: _package(name), True, "pip install predmaint")
+      for name in ("numpy", "scipy", "onnxruntime", "paho-mqtt", "tritonclient")),
+    *((name, lambda name=name: _package(name), False, "pip install 'predmaint[train]'")
+      for name in ("torch", "pytorch-lightning", "onnx", "mlflow", "pooch")),
     ("broker: mosquitto", _program("mosquitto"), False, "apt-get install mosquitto (without it the pip broker iotcore serves)"),
-    ("broker: iotcore", lambda: _package("iotcore"), False, "pip install predmaint[embedded]"),
+    ("broker: iotcore", lambda: _package("iotcore"), False, "pip install 'predmaint[embedded]'"),
     ("engine: tritonserver", _triton, False, "make triton-env (without it models run in process)"),
     ("store: influxd", _program("influxd"), False, "apt-get install influxdb"),
     ("warehouse: PostgreSQL", _program("initdb"), False, "apt-get install postgresql"),
@@ -358,6 +362,55 @@ _PARTS: list[tuple[str, Callable[[], str], bool, str]] = [
     ("docs: quarto", _program("quarto"), False, "quarto.org (without it smalldocs serves)"),
     ("prometheus", _program("prometheus"), False, "apt-get install prometheus"),
 ]
+
+
+# what each extra of the package adds; of what it consists the package itself knows
+_EXTRAS = {
+    "train": "fit and judge detectors; read files of recordings and data sets; the demo",
+    "cloud": "the pipeline and the loop: retrain, drift, release; steps as notebooks, Kubeflow",
+    "archive": "keep raw windows, as Parquet",
+    "stores": "archives, bundles and runs in buckets of S3 and Google",
+    "embedded": "a broker and a PostgreSQL that need no installation",
+    "influx": "the sink to InfluxDB",
+    "postgres": "the sink to PostgreSQL",
+    "bigquery": "the sink to BigQuery",
+    "kafka": "the broker Kafka",
+    "signing": "sign bundles, and believe signatures",
+    "oci": "bundles from an OCI registry",
+    "engine": "look into graphs, and build engines",
+    "pki": "make a site's certificates",
+    "dashboards": "build Grafana's dashboards",
+    "otel": "send the log to a collector",
+    "server": "what MLflow's server needs for PostgreSQL and S3",
+    "bench": "the peers that benchmarks measure against",
+    "dev": "all that a contributor needs",
+}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "google": "google-cloud-bigquery"}  # whose modules are called otherwise
+
+
+def _libraries() -> dict[str, list[str]]:
+    "Of each extra the libraries that the installed package names for it."
+    named: dict[str, list[str]] = {extra: [] for extra in _EXTRAS}
+    for line in (requires("predmaint") or []) if _package("predmaint") else []:
+        if (m := re.match(r"([\w.-]+)(?:.*)extra == ['\"](\w+)['\"]", line)) and m[1] != "predmaint":
+            named.setdefault(m[2], []).append(m[1].lower())
+    return named
+
+
+def find_extras() -> list[dict[str, Any]]:
+    "Each extra of the package: `extra`, `brings`, `missing` (its libraries that are not here), `get`."
+    return [{"extra": extra, "brings": _EXTRAS.get(extra, ""), "missing": [name for name in names if not _package(name)],
+             "get": f"pip install 'predmaint[{extra}]'"} for extra, names in _libraries().items()]
+
+
+def without(
+    module: str,  # that could not be imported
+) -> str:
+    "One sentence: which library a command did not find, and what brings it."
+    name = module.partition(".")[0]
+    name = _DISTRIBUTIONS.get(name, name.replace("_", "-")).lower()
+    extra = next((extra for extra, names in _libraries().items() if name in names), "")
+    return f"this needs the library {name}, which is not here: pip install " + (f"'predmaint[{extra}]'" if extra else name)
 
 
 def find_parts() -> list[dict[str, Any]]:
@@ -378,20 +431,25 @@ def find_parts() -> list[dict[str, Any]]:
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    "Which parts are found, in which versions, and what to install for the rest."
-    settings, rows = load_settings(), find_parts()
+    "Which parts are found, in which versions, what to install for the rest, and what each extra would add."
+    settings, rows, extras = load_settings(), find_parts(), find_extras()
     missing = [row for row in rows if row["needed"] and not row["found"]]
     if as_json:
-        typer.echo(json.dumps({"ok": not missing, "parts": rows, "settings": settings.model_dump(mode="json")}, indent=2))
+        typer.echo(json.dumps({"ok": not missing, "parts": rows, "extras": extras, "settings": settings.model_dump(mode="json")}, indent=2))
     else:
         table = Table("part", "found", "to get it", box=None)
         for row in rows:
-            table.add_row(row["part"], row["found"] or ("[red]missing[/]" if row["needed"] else "-"), "" if row["found"] else row["get"])
+            table.add_row(row["part"], row["found"] or ("[red]missing[/]" if row["needed"] else "-"), "" if row["found"] else escape(row["get"]))
         console = Console()
         console.print(f"predmaint {_package('predmaint')}, Python {sys.version.split()[0]}")
         console.print(table)
+        table = Table("not all here", "what it brings", "to get it", box=None)
+        for extra in (lacking := [e for e in extras if e["missing"]]):
+            table.add_row(extra["extra"], extra["brings"], escape(extra["get"]))
+        if lacking:
+            console.print(table)
         if not missing:
-            console.print("all that the main job needs is here")
+            console.print("all that an edge needs is here" + ("" if _package("torch") else escape("; models are fitted with predmaint[train]")))
     if missing:
         raise PartMissing("needed and missing: " + "; ".join(f"{row['part']} ({row['get']})" for row in missing))
 
@@ -403,6 +461,11 @@ def main(args: list[str] | None = None) -> None:
     except PdmError as e:
         print(f"predmaint: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:  # of an extra; who needs one always says so in words of its own, and this is for the rest
+        if not e.name or e.name.partition(".")[0] == "pdm":
+            raise
+        print(f"predmaint: {without(e.name)}", file=sys.stderr)
+        sys.exit(PartMissing.exit_code)
     except OSError as e:  # a path that can't be, a folder without rights, a full disk: no command foresees them all
         print(f"predmaint: {e.filename or 'a file'}: {e.strerror or e}; check the path, and the space and the rights there", file=sys.stderr)
         sys.exit(1)
