@@ -1,5 +1,6 @@
 """What is built from the tree: the wheel, with the data that code needs at run time."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -39,6 +40,56 @@ def test_the_wheel_names_no_folder_of_the_machine_that_built_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         texts = {name: archive.read(name).decode(errors="replace") for name in archive.namelist()}
     assert not [name for name, text in texts.items() if re.search(re.escape(str(ROOT)) + r"\b", text)]
+
+
+@pytest.fixture(scope="module")
+def alone(wheel, tmp_path_factory):
+    "A function that runs a program of an environment in which the wheel is, with what it depends on, and nothing else."
+    home = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "env")], check=True)
+    done = subprocess.run([sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(home / "env/bin/python"),
+                           "-c", str(ROOT / "constraints.txt"), str(wheel)], capture_output=True, text=True)
+    if re.search("Failed to fetch|error sending request|dns error", done.stderr):
+        pytest.skip("no package index can be reached from here: it brings what the wheel depends on")
+    assert done.returncode == 0, done.stderr
+
+    def run(program, *args):
+        return subprocess.run([home / "env/bin" / program, *args], cwd=home, env={"PATH": "/usr/bin:/bin", "HOME": str(home)}, capture_output=True, text=True)
+
+    return run
+
+
+def test_the_wheel_alone_is_an_edge_whose_doctor_explains_what_each_extra_would_add(alone):
+    import tomllib
+
+    helped, told = alone("predmaint", "--help"), alone("predmaint", "doctor", "--json")
+    assert helped.returncode == 0 and "doctor" in helped.stdout
+    told = json.loads(told.stdout)
+    assert {p["part"] for p in told["parts"] if p["needed"] and not p["found"]} <= {"broker: mosquitto", "broker: iotcore"}  # the machine's, not the wheel's
+    extras = {e["extra"]: e for e in told["extras"]}
+    assert extras.keys() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    assert all(e["brings"] and e["missing"] and e["get"] == f"pip install 'predmaint[{name}]'" for name, e in extras.items())
+    shown = alone("predmaint", "doctor").stdout
+    assert all(e["get"].split()[-1] in shown for e in extras.values())  # square brackets are no markup
+
+
+def test_the_wheel_alone_names_a_fault_from_python(alone):
+    code = "import numpy as np, pdm; t = np.arange(20_000) / 10_000; print(pdm.diagnose(np.sin(2 * np.pi * 25 * t), 10_000, rpm=1500).fault)"
+    done = alone("python", "-c", code)
+    assert done.stdout.strip() == "imbalance", done.stderr
+
+
+@pytest.mark.parametrize("command,extra", [
+    (["demo", "--generated"], "train"),
+    (["synth", "--scenario", "gearbox", "--out", "plant"], "train"),
+    (["labels", "list"], "train"),
+    (["pki", "init", "ca"], "pki"),
+    (["dashboards", "build"], "dashboards"),
+])
+def test_a_command_that_needs_an_extra_says_which_in_one_line(alone, command, extra):
+    done = alone("predmaint", *command)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].endswith(f"pip install 'predmaint[{extra}]'"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_library_that_an_extra_names_is_pinned():
