@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test check lab docs readme bench soak image image-test edge-images edge-images-test fuzz audit export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test lessons tutorials pytest integration site covered check lab docs readme bench soak image image-test edge-images edge-images-test fuzz audit export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -17,15 +17,22 @@ TRITON ?=
 VARIANT ?= cpu
 IMAGE_FLAGS ?=
 
+# make test is these, one after the other; .ci/run and ci.yml run the same ones
+TEST := lessons tutorials pytest
+# Whose lessons: a notebook or a folder of them. Which part of the test files (2/4 is the second of four), or which files
+LESSONS ?= nbs
+PART ?= 1/1
+TESTS ?= $$($(BIN)/python tools/parts.py $(PART))
 # COVERAGE=1: which lines of pdm/ do lessons and tests run? Slower; the report is printed, and lies in build/coverage as JSON and XML
+COVERED_PARTS ?=
 ifdef COVERAGE
-LESSONS := rm -rf build/coverage && $(BIN)/coverage run tools/lessons.py
-TESTS := $(BIN)/coverage run -m pytest
-COVERED := ; code=$$?; $(BIN)/coverage combine -q && $(BIN)/coverage json -q && $(BIN)/coverage xml -q && $(BIN)/coverage report; exit $$code
+RUN_LESSONS := rm -rf build/coverage && $(BIN)/coverage run tools/lessons.py
+RUN_TESTS := $(BIN)/coverage run -m pytest
+COMBINE := ; code=$$?; $(BIN)/coverage combine -q --append; exit $$code
+TEST_END := ; code=$$?; $(MAKE) --no-print-directory covered; exit $$code
 else
-LESSONS := $(BIN)/nbdev_test
-TESTS := $(BIN)/python -m pytest
-COVERED :=
+RUN_LESSONS := $(BIN)/nbdev_test
+RUN_TESTS := $(BIN)/python -m pytest
 endif
 
 help:  ## this list
@@ -75,9 +82,27 @@ demo: setup  ## real bearings in, named alarms out; leaves build/demo/report.htm
 demo-loop: setup  ## the world changes, a new model takes over under traffic, a fault stays a fault; leaves build/demo-loop/report.html
 	@$(BIN)/predmaint demo --loop
 
-test: setup  ## lessons of all notebooks, then pytest; make test COVERAGE=1 also says which lines of pdm/ they ran
-	$(LESSONS) --n_workers 2
-	$(TESTS) -n 3 --dist loadfile --no-loadscope-reorder$(COVERED)
+test: setup  ## lessons of all notebooks, tutorials, pytest; make test COVERAGE=1 also says which lines of pdm/ they ran
+	(set -e; for part in $(TEST); do $(MAKE) --no-print-directory $$part; done)$(TEST_END)
+
+lessons: setup  ## the lessons of all notebooks, or of some: make lessons LESSONS=nbs/signal
+	$(RUN_LESSONS) --n_workers 2 --path $(LESSONS)$(COMBINE)
+
+tutorials: setup  ## papermill runs the tutorials, and the pipeline's steps on a small plant; leaves build/tutorials
+	$(BIN)/python tools/tutorials.py
+
+pytest: setup  ## the tests, or some: make pytest PART=2/4, make pytest TESTS=tests/test_cli.py
+	$(RUN_TESTS) -n 3 --dist loadfile --no-loadscope-reorder --junitxml=build/junit/pytest.xml $(TESTS)$(COMBINE)
+
+# A server that is named in PREDMAINT_TEST_{MQTT,INFLUX,POSTGRES,GRAFANA}_URL is used in place of one that the tests start
+integration: setup  ## the tests of brokers, stores and dashboards against servers that run already
+	$(BIN)/python -m pytest -n 2 --dist loadfile --junitxml=build/junit/integration.xml tests/test_brokers.py tests/test_sinks.py tests/test_warehouse.py tests/test_dashboards.py
+
+site: docs  ## the site in a browser: a walk through it, search, links
+	$(BIN)/python -m pytest tests/test_site.py
+
+covered:  # what COVERAGE=1 has found, here and in COVERED_PARTS, the data files of other machines
+	$(if $(COVERED_PARTS),$(BIN)/coverage combine -q --append --keep $(COVERED_PARTS) &&) $(BIN)/coverage json -q && $(BIN)/coverage xml -q && $(BIN)/coverage report
 
 check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py
