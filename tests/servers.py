@@ -10,12 +10,13 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
-from urllib.parse import urlencode
-from urllib.request import urlopen
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -109,6 +110,45 @@ class Influx:
         result = json.load(urlopen(f"http://127.0.0.1:{self.inner}/query", body, timeout=10))["results"][0]
         assert "error" not in result, result["error"]
         return result.get("series", [])
+
+
+class RunningInflux:
+    "An InfluxDB 2 that somebody else runs, and a bucket of its own in it. A test that would kill the server skips."
+
+    def __init__(self, url: str, hours: int):
+        self.address, self.token = url.rstrip("/"), os.environ["PREDMAINT_TEST_INFLUX_TOKEN"]
+        self.org, self.bucket = "plant", f"pdm-{uuid.uuid4().hex}"
+        self.port = urlsplit(url).port
+        (org,) = self._ask("GET", f"/api/v2/orgs?org={self.org}")["orgs"]
+        made = self._ask("POST", "/api/v2/buckets", {"orgID": org["id"], "name": self.bucket, "retentionRules": [{"type": "expire", "everySeconds": hours * 3600}]})
+        self._id = made["id"]
+
+    def _ask(self, method: str, path: str, body: dict | None = None) -> dict:
+        asked = Request(self.address + path, None if body is None else json.dumps(body).encode(), {"Authorization": f"Token {self.token}"}, method=method)
+        with urlopen(asked, timeout=10) as answer:
+            return json.loads(answer.read() or b"{}")
+
+    @property
+    def url(self) -> str:
+        return f"influxdb://{urlsplit(self.address).netloc}/{self.org}/{self.bucket}"
+
+    def kill(self):
+        pytest.skip("PREDMAINT_TEST_INFLUX_URL: a server that runs already is not killed")
+
+    def close(self):
+        self._ask("DELETE", f"/api/v2/buckets/{self._id}")
+
+    def query(self, q: str) -> list[dict]:
+        "The series that InfluxQL finds."
+        result = self._ask("GET", f"/query?{urlencode({'q': q, 'db': self.bucket, 'epoch': 'ns'})}")["results"][0]
+        assert "error" not in result, result["error"]
+        return result.get("series", [])
+
+
+def influx(folder: Path, hours: int) -> Influx | RunningInflux:
+    "A store that keeps what is not older than `hours`: in the server of PREDMAINT_TEST_INFLUX_URL where that is set, or in one of its own."
+    url = os.environ.get("PREDMAINT_TEST_INFLUX_URL")
+    return RunningInflux(url, hours) if url else Influx(folder, retention=f"{hours}h")
 
 
 class Registry:

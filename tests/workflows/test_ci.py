@@ -9,8 +9,8 @@ import yaml
 from on_this_machine import ROOT, WORKFLOWS
 
 sys.path.insert(0, str(ROOT / "tools"))
-from notes import notes  # noqa: E402
-from parts import part  # noqa: E402
+from notes import notes
+from parts import part
 
 CI = yaml.safe_load((WORKFLOWS / "ci.yml").read_text())
 ON_3_11 = {"python": "3.11"}
