@@ -7,13 +7,42 @@ __all__ = ['PdmError', 'InvalidInput', 'InvalidGeometry', 'InvalidWindow', 'Inva
            'UntrustedBundle', 'NotEnoughData', 'PartMissing', 'CheckFailed', 'meant']
 
 # %% ../nbs/errors.ipynb #errm00
+import sysconfig
+import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
+from types import TracebackType
 
 # %% ../nbs/errors.ipynb #erro9b2596
 class PdmError(Exception):
     "Anything that pdm raises on purpose. `exit_code` is what the command line ends with."
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:
+        "What IPython shows of it: the sentence, and the lines of one's own that led there. All lines where it is told to be verbose, and where a program runs the notebook."
+        from IPython import get_ipython  # it is who asks
+
+        shell = get_ipython()
+        if shell is None:
+            return traceback.format_exception(self)
+        own, tb = [], self.__traceback__
+        while tb is not None:
+            if not _of_others(tb):
+                own.append(tb)
+            tb = tb.tb_next
+        nobody = not getattr(getattr(shell, "kernel", None), "_allow_stdin", True)  # papermill and its like: who reads it later can't ask again
+        if shell.InteractiveTB.mode == "Verbose" or nobody or not own:
+            return shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__, tb_offset=1)
+        for here in reversed(own):
+            tb = TracebackType(tb, here.tb_frame, here.tb_lasti, here.tb_lineno)
+        alone = type(self).__new__(type(self), *self.args)  # without what it was raised from, which the sentence has in it
+        return [*shell.InteractiveTB.structured_traceback(type(self), alone, tb, tb_offset=0), "(%xmode Verbose, then %tb: every line that led here)"]
+
+
+def _of_others(tb: TracebackType) -> bool:
+    "Whether a line is pdm's, Python's or a library's."
+    libraries = tuple(sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return str(tb.tb_frame.f_globals.get("__name__")).partition(".")[0] == "pdm" or tb.tb_frame.f_code.co_filename.startswith(libraries)
 
 
 class InvalidInput(PdmError, ValueError):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from ..card import card
 from ..errors import NotEnoughData
 from .drift import SPAN_S, Drift, Evaluation, Reference, columns
 from .observed import Observed
@@ -176,9 +177,9 @@ class Attribution:
         return asdict(self)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{e.name}</td><td style='text-align:left'>{e.says}</td>{''.join(f'<td>{e.log_odds.get(c, 0):+.1f}</td>' for c in CAUSES)}</tr>" for e in self.evidence)
-        head = "".join(f"<th>{c}</th>" for c in CAUSES)
-        return f"<p><b>{self.asset}</b>: {self.sentence}</p><table><tr><th></th><th></th>{head}</tr>{rows}</table>"
+        rows = [(e.name, e.says, *(f"{e.log_odds.get(c, 0):+.1f}" for c in CAUSES)) for e in self.evidence]
+        return card(self.asset, self.cause, "good" if self.cause == "none" else "bad" if self.cause == "fault" else "watch", {"": self.sentence},
+                    [("", "", *CAUSES), *rows] if rows else ())
 
 # %% ../../nbs/loop/attribute.ipynb #attr11
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import kolmogorov
 
+from ..card import card, moment
 from ..errors import InvalidInput, NotEnoughData, PartMissing
 from .observed import Observed
 from ..model.calibrate import decorrelation, to_db
@@ -170,6 +171,17 @@ class Drift:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def word(self) -> str:
+        return "drift" if self.fired else "not tested" if self.reason else "no drift"
+
+    def _repr_html_(self) -> str:
+        moved = sorted(self.shifts, key=lambda s: (not s.fired, -abs(s.effect)))[:8]
+        return card(f"Drift of {self.asset}", self.word, "bad" if self.fired else "none" if self.reason else "good", {
+            "asked": moment(self.t_ns), "windows": self.n, "since": moment(self.since_ns), "why not": self.reason},
+            [("quantity", "effect", "usual", "p-value", ""), *((f"{s.quantity} {s.name}", f"{s.effect:+.2f}", f"{s.usual:.2f}", f"{s.p_value:.1g}", "moved" if s.fired else "") for s in moved)]
+            if moved else ())
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -181,6 +193,14 @@ class Evaluation:
     @property
     def fired(self) -> tuple[str, ...]:
         return tuple(a for a, d in self.drifts.items() if d.fired)
+
+    def _repr_html_(self) -> str:
+        tested = sum(not d.reason for d in self.drifts.values())
+        some = sorted(self.drifts.values(), key=lambda d: not d.fired)[:20]
+        return card(f"Drift report, {moment(self.t_ns)}", f"{len(self.fired)} of {len(self.drifts)} assets", "bad" if self.fired else "good" if tested else "none", {
+            "tested": f"{tested} assets", "chance of a false one": f"{self.spent:.1e} at most", "not shown": f"{len(self.drifts) - len(some)} assets" if len(self.drifts) > len(some) else ""},
+            [("asset", "", "since", "what moved"), *((d.asset, d.word, moment(d.since_ns), d.reason or ", ".join(f"{s.quantity} {s.name} {s.effect:+.2f}" for s in d.shifts if s.fired)) for d in some)]
+            if some else ())
 
 
 def evaluate_drift(

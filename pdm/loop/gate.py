@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..card import card
 from ..config import Settings, load_settings
 from ..data.parts import Windows
 from ..data.spans import Span
@@ -237,11 +238,9 @@ class GateReport:
                 "judged": {role: j.to_dict() for role, j in self.judged.items()}}
 
     def _repr_html_(self) -> str:
-        marks = {True: "&#10003;", False: "<b>&#10007;</b>"}
-        rows = "".join(f"<tr><td>{'&#8211;' if c.skipped else marks[c.passed]}</td><td>{escape(c.name)}</td><td style='text-align:left'>{escape(c.says)}"
-                       f"{f'<br><i>What to do: {escape(c.what_to_do)}</i>' if c.what_to_do else ''}</td></tr>" for c in self.criteria)
-        head = "It passes" + (", on probation" if self.probation else "") if self.passed else "It does not pass; the champion stays"
-        return f"<p><b>{head}.</b></p><table><tr><th></th><th>criterion</th><th style='text-align:left'>verdict</th></tr>{rows}</table>"
+        word, level = ("it passes, on probation" if self.probation else "it passes", "watch" if self.probation else "good") if self.passed else ("it does not pass; the champion stays", "bad")
+        rows = [("–" if c.skipped else "✓" if c.passed else "✗", c.name, [c.says, *([f"What to do: {c.what_to_do}"] if c.what_to_do else [])]) for c in self.criteria]
+        return card("The gate", word, level, table=[("", "criterion", "verdict"), *rows])  # type: ignore[arg-type]
 
     def page(self,
         title: str,

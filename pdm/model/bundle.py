@@ -23,6 +23,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..card import card
 from ..errors import InvalidBundle, InvalidWindow
 from .folder import MOST_BYTES, SIGNATURE, contents_digest, is_sha256, plain_files, read_plain
 
@@ -88,6 +89,13 @@ class Contract(_Record):
     training_data: str = Field(pattern=r"^[0-9a-f]{64}$") # digest of the windows it was trained on
     metrics: dict[str, float] = {}
     versions: dict[str, str] = {}                         # of what built it
+
+    @property
+    def in_words(self) -> dict[str, str]:  # for a card
+        "What goes in."
+        units = [f"{c} ({u})" if u else c for c, u in zip(self.channels, self.units, strict=True)]
+        return {"kind": self.kind, "channels": ", ".join(units), "window": f"{self.samples:,} samples at {self.rate_hz:,g} Hz, {self.samples / self.rate_hz:.3g} s",
+                "conditions": ", ".join(f"{c.name} {c.low:.4g} to {c.high:.4g}{f' {c.unit}' if c.unit else ''}" for c in self.conditions)}
 
     @model_validator(mode="after")
     def _one_unit_a_channel(self):
@@ -172,6 +180,12 @@ class Bundle:
     def onnx(self) -> Path:
         "The graph's file."
         return self.path / "model.onnx"
+
+    def _repr_html_(self) -> str:
+        c = self.contract
+        return card(f"Bundle {self.digest[:12]}", f"{c.name}, revision {c.revision}", "none", {
+            **c.in_words, "engine": c.engine, "trained on": f"windows of digest {c.training_data[:12]}", "metrics": ", ".join(f"{k} {v:.4g}" for k, v in c.metrics.items()),
+            "built by": ", ".join(f"{k} {v}" for k, v in c.versions.items())})
 
     def examples(self) -> tuple[np.ndarray, np.ndarray | None] | None:
         "Healthy windows [n, channel, sample] and their conditions [n, condition], float32; `None` where it carries none. The first half is for INT8's ranges, the second to compare engines."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..card import card, moment
 from ..errors import InvalidBundle, InvalidInput
 from .bundle import CalibrationRecord, Contract, Model, Scored, condition_row
 from ..signal.sensor import check_sensor
@@ -37,6 +38,18 @@ class Verdict:
     fault: str = "none"    # `unknown` beside an alarm until diagnosis names it
     engine: str = "inprocess"   # who scored the window
     sensor: str = "none"        # what is wrong with a sensor, for example `h dropout`: the window then counts for nothing, unless it is clipping
+
+    def _repr_html_(self) -> str:
+        said = ("normal", "watch", "act", "stop advised")[self.severity]
+        word, level = (f"alarm: {said}", "bad") if self.alarm else (said, "watch" if self.severity else "good") if self.state == "running" else (self.state, "none")
+        return card(f"Verdict, {moment(self.t_ns)}", word, level, {  # type: ignore[arg-type]
+            "state": self.state,
+            "score": f"{self.score:.3g}, {'above' if self.score > self.threshold else 'below'} the threshold of {self.threshold:.3g}",
+            "p-value": f"{self.p_value:.2g}" + (f" ({self.p_unadapted:.2g} before the reference moved by {self.offset_db:+.2f} dB)" if abs(self.offset_db) >= 0.05 else ""),
+            "fault": self.fault if self.alarm or self.fault != "none" else "", "sensor": self.sensor if self.sensor != "none" else "",
+            "by channel": ", ".join(f"{s:.3g}" for s in self.channel_scores),
+            "promise": "holds" if self.supported else "not supported", "conditions": "outside of the range that was seen" if self.extrapolating else "",
+            "episode": self.episode})
 
 # %% ../../nbs/model/monitor.ipynb #moni255758
 def p_value(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.fft import irfft, prev_fast_len, rfft
 
+from ..card import card
 from ..errors import InvalidWindow
 from .indicators import G_M_S2
 from .kinematics import Bearing, FaultFrequencies, fault_frequencies
@@ -55,6 +56,15 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         "The same as plain values, for JSON."
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        level = {"none": "good", "undetermined": "none", "unknown": "watch"}.get(self.fault, "bad")
+        speed = "" if self.rpm is None else f"{self.rpm:.0f} rpm" + (f", estimated, ± {self.rpm_uncertainty:.0f}" if self.rpm_uncertainty else "")
+        seen = [(e.family, f"{e.hz:.2f}", "" if e.theory_hz is None else f"{e.theory_hz:.2f}", ", ".join(f"{h:g}" for h in e.harmonics), f"{e.snr_db:.1f}", f"{e.weight:.1f}")
+                for e in self.evidence]
+        return card("Diagnosis", self.fault.replace("_", " "), level, {  # type: ignore[arg-type]
+            "reason": self.reason, "speed": speed, "heard": f"{self.duration_s:.3g} s, lines {self.resolution_hz:.2g} Hz apart can be told"},
+            [("lines", "measured, Hz", "predicted, Hz", "harmonics", "above the floor, dB", "weight"), *seen] if seen else ())
 
 # %% ../../nbs/signal/diagnose.ipynb #diag51fce4
 SHAFT_LIMIT_MM_S = 4.5  # velocity RMS of the shaft's orders from which its faults are suspected
