@@ -420,16 +420,18 @@ def test_an_interrupted_fit_goes_on_to_the_very_same_network(network, tmp_path, 
 def test_a_bar_is_for_people_at_a_terminal_or_in_a_notebook_and_not_for_programs(tmp_path, monkeypatch):
     from jupyter_client.manager import start_new_kernel
 
+    from pdm.progress import watched
+
     slave = os.openpty()[1]
     for stream, expected in ((os.fdopen(slave, "w"), True), (open(tmp_path / "log", "w"), False)):
         with stream, monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
-            assert train.watched() is expected
+            assert watched() is expected
     kernel, client = start_new_kernel(kernel_name="python3")
     try:
         for answers in (True, False):  # JupyterLab, papermill
             said = []
-            client.execute_interactive("from pdm.model.train import watched; print(watched())", allow_stdin=answers, timeout=120,
+            client.execute_interactive("from pdm.progress import watched; print(watched())", allow_stdin=answers, timeout=120,
                                        output_hook=lambda m, said=said: said.append(m["content"].get("text", "")))
             assert "".join(said).split() == [str(answers)]
     finally:

@@ -288,7 +288,7 @@ def source(
 def load(
     names: Sequence[str],                # keys of `RECORDS`, in the order wanted; see `select`
     cache: Path | str | None = None,     # folder; by default `cache_dir()`
-    progress: bool | Progress = False,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching
+    progress: bool | Progress | None = None,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching; None: where somebody is watching
     rate_hz: float | None = None,        # bring all to this rate, for example `COMMON_RATE_HZ`
     source: Callable[[str], Source] = source,  # where to fetch from
 ) -> list[Recording]:

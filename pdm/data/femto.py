@@ -222,7 +222,7 @@ def read_archive(
 def load(
     names: Sequence[str] | None = None,  # of `LEARNING` and `TEST`, in the order wanted; by default the six of `LEARNING`
     cache: Path | str | None = None,     # folder; by default `cache_dir()`
-    progress: bool | Progress = False,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching
+    progress: bool | Progress | None = None,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching; None: where somebody is watching
     folder: Path | str | None = None,    # where the runs lie, compact or raw; by default looked for under `data_dir()`
     sources: Sequence[Source] = SOURCES, # where to fetch from
 ) -> list[Run]:

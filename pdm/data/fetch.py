@@ -24,6 +24,7 @@ import pooch
 import requests
 
 from ..errors import PartMissing
+from ..progress import watched
 
 # %% ../../nbs/data/fetch.ipynb #fetc719da0
 @dataclass(frozen=True)
@@ -194,12 +195,13 @@ def _why(e: Exception) -> str:
     return text if len(text) < 200 else text[:200] + "…"
 
 
-def say(progress: bool | Progress, what: str) -> Progress:
-    "The function to report to: `progress` itself, a line on stderr for True, nothing for False."
+def say(progress: bool | Progress | None, what: str) -> Progress:
+    "The function to report to: `progress` itself, a line on stderr for True, nothing for False; None: the line where somebody is watching."
     def line(name: str, done: int, total: int) -> None:
         print(f"\r{what}, {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB ", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
-    return progress if callable(progress) else line if progress else lambda *_: None
+    shown = watched() if progress is None else progress
+    return shown if callable(shown) else line if shown else lambda *_: None
 
 
 def _download(source: Source, folder: Path, report: Progress, limit_s: float) -> Path:
@@ -221,7 +223,7 @@ def retrieve(
     sources: Sequence[Source],  # tried in this order, one that lies in the cache first
     read: Callable[[Path], T],  # makes something of the checked file; raises `InvalidInput` where it can't
     cache: Path | str | None = None,    # folder; by default `cache_dir()`
-    progress: bool | Progress = False,  # a function (what, bytes done, bytes in all); True: a line on stderr
+    progress: bool | Progress | None = None,  # a function (what, bytes done, bytes in all); True: a line on stderr; None: where somebody is watching
     patience_s: float = 30,     # what a source may take while there is another one to try
     limit_s: float = 7200,      # what the last one may take
 ) -> T:

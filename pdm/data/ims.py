@@ -126,7 +126,7 @@ SOURCES: tuple[Source, ...] = (
 
 def download(
     cache: Path | str | None = None,     # folder; by default `cache_dir()`
-    progress: bool | Progress = False,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching
+    progress: bool | Progress | None = None,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching; None: where somebody is watching
     sources: Sequence[Source] = SOURCES, # where to fetch from
 ) -> Path:                               # the checked zip, still packed
     "The archive, from the cache or fetched. Raises `PartMissing` where neither works."

@@ -125,7 +125,7 @@ SOURCES: tuple[Source, ...] = (
 
 def fetch(
     cache: Path | str | None = None,   # folder; by default `cache_dir()`
-    progress: bool | Progress = False,
+    progress: bool | Progress | None = None,
     sources: Sequence[Source] = SOURCES,
     patience_s: float = 30,  # what a source may take while there is another one to try
 ) -> dict[str, Recording]:
@@ -154,7 +154,7 @@ def _read_store(path: Path, names: Sequence[str]) -> dict[str, Recording] | None
 def load(
     names: Sequence[str] | None = None,  # keys of `RECORDS`, in the order wanted; by default all twenty
     cache: Path | str | None = None,     # folder; by default `cache_dir()`
-    progress: bool | Progress = False,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching
+    progress: bool | Progress | None = None,   # a function (what, bytes done, bytes in all); True: a line on stderr while fetching; None: where somebody is watching
     rate_hz: float | None = None,        # bring all to this rate, for example `COMMON_RATE_HZ`
     sources: Sequence[Source] = SOURCES, # where to fetch from
 ) -> list[Recording]:

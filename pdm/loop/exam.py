@@ -22,6 +22,7 @@ from ..errors import NotEnoughData
 from .judged import scores_of
 from ..model.calibrate import to_db
 from ..model.detector import Detector
+from ..progress import counted
 
 # %% ../../nbs/loop/exam.ipynb #exam7
 STRENGTHS = (0.125, 0.25, 0.5, 1.0, 2.0)  # severities of `inject_fault`; a change of so many times four standard deviations
@@ -126,6 +127,7 @@ def sit(
     data: TrainingData,                 # recent windows of the assets
     part: str = "test",
     seed: int = 0,
+    progress: bool | None = None,       # a bar; None: where somebody is watching
 ) -> Exam:
     "Put faults into an asset's healthy windows and ask every detector about the same ones. Raises `NotEnoughData` where nothing can be put in."
     parts = data.parts[part]
@@ -133,7 +135,7 @@ def sit(
     passed: dict[str, str] = {}
     answers: dict[str, list[tuple[list[dict[str, np.ndarray]], int]]] = {role: [] for role in detectors}
     names: list[str] = []
-    for asset, all_of_it in parts.items():
+    for asset, all_of_it in counted(parts.items(), "assets asked", progress=progress):
         w = _some(all_of_it, int(np.clip(_ALL // len(parts), *_HOSTS)))
         made, why = put_in(data, w, zlib.crc32(f"{seed} {asset}".encode()))
         passed |= why

@@ -15,6 +15,7 @@ from ..data.inject import inject_blind
 from ..errors import NotEnoughData
 from .bundle import NOTICE_DB
 from .calibrate import calibrate
+from ..progress import counted
 
 if TYPE_CHECKING:  # torch and its like are loaded by whoever fits
     from pdm.model.graph import WindowGraph
@@ -53,13 +54,14 @@ def detection(
     conditions: np.ndarray | None = None,  # [window, condition]
     seed: int = 0,
     threshold: Callable[[np.ndarray], float] = largest,  # of the healthy windows' scores, in time order
+    progress: bool | None = None,          # a bar; None: where somebody is watching
 ) -> dict[str, float]:                     # share detected by severity, and the `mean`
     "Share of injected faults above the threshold."
     if len(healthy) < 5:
         raise NotEnoughData(f"comparing kinds needs at least 5 healthy windows that were held back, got {len(healthy)}")
     above = threshold(score(healthy, conditions))
     shares = {f"{s:g}": float(np.mean([score(inject_blind(healthy, s, [seed, i, draw]), conditions) > above for draw in range(_DRAWS)]))
-              for i, s in enumerate(SEVERITIES)}
+              for i, s in counted(enumerate(SEVERITIES), "faults put in", len(SEVERITIES), progress)}
     return {**shares, "mean": float(np.mean(list(shares.values())))}
 
 # %% ../../nbs/model/evaluate.ipynb #eval02d781
@@ -114,9 +116,9 @@ def fit_chosen(
     if kind != "auto":
         graph, notes = fit_graph(kind, windows, conditions, held_back if KINDS[kind].stops else 0, how)
         return graph, kind, notes, {}
-    fitted = {k: fit_graph(k, windows, conditions, held_back, how) for k in KINDS}
+    fitted = {k: fit_graph(k, windows, conditions, held_back, how) for k in counted(KINDS, "kinds fitted", progress=how.progress)}
     rest = windows[-held_back:], None if conditions is None else conditions[-held_back:]
-    tables = {k: detection(_score_of(graph), *rest, seed=how.seed, threshold=threshold) for k, (graph, _) in fitted.items()}
+    tables = {k: detection(_score_of(graph), *rest, seed=how.seed, threshold=threshold, progress=how.progress) for k, (graph, _) in fitted.items()}
     auto = choose(tables, {k: entry.cost for k, entry in KINDS.items()})
     if not KINDS[auto["kind"]].stops:
         fitted[auto["kind"]] = fit_graph(auto["kind"], windows, conditions, 0, how)
