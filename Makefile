@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` do all the set-up they need; neither needs root.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test lessons tutorials pytest integration site covered check lab docs readme bench soak image image-test edge-images edge-images-test fuzz audit export clean
+.PHONY: help need setup triton-env bigquery-env platform-env demo demo-loop test lessons tutorials pytest integration site covered check lab hooks docs readme bench soak image image-test edge-images edge-images-test fuzz audit export clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && command -v $$p && break; done)
@@ -107,8 +107,11 @@ covered:  # what COVERAGE=1 has found, here and in COVERED_PARTS, the data files
 check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py
 
-lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab
+lab: setup hooks  ## JupyterLab on the lab: three machines, and a panel that shows what they send (LAB_FLAGS go to jupyter lab)
+	JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter $(BIN)/jupyter lab $(LAB_FLAGS) nbs/tutorials/lab.ipynb
+
+hooks: .venv/ready  ## git for notebooks, in this clone: diffs and merges by cells, and no commit of one that is not clean
+	@tools/hooks/install $(CURDIR)/$(BIN)
 
 docs: setup  ## the site, in _docs
 	$(BIN)/python tools/docs.py
