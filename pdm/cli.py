@@ -29,6 +29,7 @@ from .errors import CheckFailed, InvalidInput, PartMissing, PdmError
 from .labels_cli import labels, performance
 from .drift_cli import drift, quarantine
 from .loop_cli import OPEN, retrain, step
+from .new_cli import new
 from .pki_cli import pki
 from .process import SignalEvent, find_program
 from .promote_cli import promote
@@ -287,6 +288,7 @@ app.add_typer(triton, name="triton")
 app.add_typer(dashboards, name="dashboards")
 app.add_typer(pki, name="pki")
 app.add_typer(bundle, name="bundle")
+app.add_typer(new, name="new")
 app.add_typer(engine, name="engine")
 app.command(context_settings=OPEN)(step)
 app.command()(retrain)
