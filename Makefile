@@ -108,7 +108,7 @@ check: setup  ## notebooks clean, library exported, README fresh, ruff, mypy
 	$(BIN)/python tools/check.py
 
 lab: setup hooks  ## JupyterLab on the lab: three machines, and a panel that shows what they send (LAB_FLAGS go to jupyter lab)
-	JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter $(BIN)/jupyter lab $(LAB_FLAGS) nbs/tutorials/lab.ipynb
+	JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/tutorials/lab.ipynb $(LAB_FLAGS)
 
 hooks: .venv/ready  ## git for notebooks, in this clone: diffs and merges by cells, and no commit of one that is not clean
 	@tools/hooks/install $(CURDIR)/$(BIN)
