@@ -1,6 +1,18 @@
-"""JupyterLab as `make lab` starts it: a notebook is clean whenever it is saved (nbdev), and nothing is asked of the network. Your own configuration goes first."""
+"""JupyterLab as `make lab` starts it: a notebook is clean whenever it is saved, and nothing is asked of the network. Your own configuration goes first."""
+
+from nbdev.clean import clean_jupyter
+
+
+def clean(path, model, **more):
+    "nbdev's cleaning, and no views of widgets: without this kernel they show nothing."
+    clean_jupyter(path=path, model=model, **more)
+    if model["type"] == "notebook":
+        for cell in model["content"]["cells"]:
+            if "outputs" in cell:
+                cell["outputs"] = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+
 
 c = get_config()  # noqa: F821 (Jupyter's)
-c.ContentsManager.pre_save_hook = "nbdev.clean.clean_jupyter"
+c.ContentsManager.pre_save_hook = clean
 c.LabApp.check_for_updates_class = "jupyterlab.NeverCheckForUpdate"
 c.LabApp.news_url = None
