@@ -8,6 +8,7 @@ __all__ = ['bundle', 'Path_', 'differences', 'sign', 'verify', 'show', 'diff', '
 # %% ../nbs/bundle_cli.ipynb #bcli3
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_output import Json, load_settings, tell
-from .errors import InvalidBundle, InvalidConfig, PartMissing
+from .errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
 from .model.folder import SIGNATURE, is_sha256, plain_files
 
 if TYPE_CHECKING:  # what checks these takes longer to load than --help to print
@@ -76,6 +77,23 @@ def _folders(path: Path) -> list[Path]:
     return [folder, records] if records.is_dir() else [folder]
 
 
+def _put_gate(folder: Path, answer: Path) -> None:
+    "Put what the gate said beside the calibration. Raises `InvalidInput` for what is no answer of the gate, or is about another bundle."
+    from pdm.loop.release import put_beside
+    from pdm.model.bundle import load_bundle
+    try:
+        said = json.loads(answer.read_text())
+        about = said["digest"]
+        if about == folder.name:
+            put_beside(load_bundle(folder), gate=said)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        if isinstance(e, InvalidInput):
+            raise
+        raise InvalidInput(f"{answer} is no answer of the gate ({type(e).__name__}: {e}): expected report/result.json in the folder of the step `gate`") from e
+    if about != folder.name:
+        raise InvalidInput(f"{answer} is about bundle {str(about)[:12]}, and this is {folder.name[:12]}: name the answer of this one")
+
+
 @bundle.command()
 def sign(
     path: Path_,
@@ -83,11 +101,14 @@ def sign(
     certificate: Annotated[Path | None, typer.Option(help="PEM file of its certificate, for signing code")] = None,
     chain: Annotated[list[Path] | None, typer.Option(help="PEM file of an authority between the certificate and the one that is trusted; any number of them")] = None,
     keyless: Annotated[bool, typer.Option("--keyless", help="sign as the CI job that this is, through Sigstore")] = False,
+    gate: Annotated[Path | None, typer.Option(help="what the gate said, to go with the calibration: result.json of the step `gate`")] = None,
     as_json: Json = False,
 ) -> None:
     "Sign a bundle, and the calibration that is released with it."
     from pdm.model.signature import sign as sign_folder
     from pdm.model.transport import gather
+    if gate:
+        _put_gate(_folders(path)[0], gate)
     signed = [sign_folder(folder, key, certificate, chain or [], keyless) for folder in gather(_folders(path)[0])]
     tell({"signatures": [str(s) for s in signed]}, as_json)
 

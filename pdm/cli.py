@@ -24,6 +24,7 @@ from .alarms_cli import alarms
 from .bundle_cli import bundle
 from .cli_output import Json, load_settings, progress, tell
 from .dashboards_cli import dashboards
+from .deploy_cli import deploy
 from .engine_cli import engine
 from .errors import CheckFailed, InvalidInput, PartMissing, PdmError
 from .labels_cli import labels, performance
@@ -289,6 +290,7 @@ app.add_typer(dashboards, name="dashboards")
 app.add_typer(pki, name="pki")
 app.add_typer(bundle, name="bundle")
 app.add_typer(new, name="new")
+app.add_typer(deploy, name="deploy")
 app.add_typer(engine, name="engine")
 app.command(context_settings=OPEN)(step)
 app.command()(retrain)

@@ -13,7 +13,7 @@ import pytest
 from pdm.process import Child, find_program, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
-TOKEN = "only-for-this-test"  # noqa: S105
+TOKEN = "only-for-this-test"
 
 
 @pytest.fixture(scope="module")

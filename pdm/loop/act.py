@@ -23,13 +23,13 @@ from ..data.spans import held_of, moment_ns, read_spans
 from ..data.training import TrainingData, gather
 from ..errors import CheckFailed, InvalidBundle, InvalidConfig, InvalidInput, NotEnoughData, PartMissing, PdmError
 from .drift import Reference
-from .gate import gate
+from .gate import GateReport, gate
 from .ledger import Ledger, outcome
 from .logbook import Logbook, Trigger
 from .observed import watch
 from .pipeline import compile_pipeline, run_local
 from .registry import Registry
-from .release import advance, put_beside, release, releases_of
+from .release import advance, put_beside, release, releases_of, signed_by
 from ..model.bundle import Bundle, excuse_of, load_bundle, records_of
 from ..model.detector import Detector
 from ..model.signature import sign
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 def recalibrated(
     detector: Detector,   # that judges the asset now
     data: TrainingData,   # of the asset alone, since somebody worked on it
-) -> Detector:
-    "The same graph, with a new calibration of that asset. Raises `CheckFailed` where it does not pass the gate, `NotEnoughData` for too few windows."
+) -> tuple[Detector, GateReport]:
+    "The same graph, with a new calibration of that asset, and what the gate says of it. Raises `CheckFailed` where it does not pass the gate, `NotEnoughData` for too few windows."
     asset, = data.assets
     parts = [data.parts[p][asset] for p in ("train", "validate") if p in data.parts]
     conditions = {name: np.concatenate([w.conditions[:, i] for w in parts]) for i, name in enumerate(data.condition_names)} or None
@@ -52,7 +52,7 @@ def recalibrated(
     report = gate(new, None, data)
     if not report.passed:
         raise CheckFailed(f"{asset}: the new calibration does not pass: {'; '.join(report.reasons)}")
-    return new
+    return new, report
 
 
 def references_of(
@@ -93,8 +93,8 @@ class Actions:
         "Do it, and release what passed. The same trigger again is the same run. Raises what the parts raise."
         trigger = trigger._replace(arguments={**trigger.arguments, "spans": self._spans(trigger)})
         done = self._recalibrate(trigger) if trigger.action == "recalibrate" else self._retrain(trigger)
-        for name, digest, verdicts in done.pop("passed"):
-            self._release(name, digest, verdicts)
+        for name, digest, verdicts, report in done.pop("passed"):
+            self._release(name, digest, verdicts, report)
         self.tend()
         return done
 
@@ -161,7 +161,7 @@ class Actions:
                 if shard["status"] == "champion" and (now := Registry.of(s).champion(name)) and now.digest == shard["digest"]:
                     Registry.of(s).rollback(name, now.version, who="predmaint drift", why=late)
             else:
-                passed.append((name, shard["digest"], {"gate": shard["status"]}))
+                passed.append((name, shard["digest"], {"gate": shard["status"]}, shard.get("gate")))
         return {**ended, "passed": passed}
 
     def _recalibrate(self, trigger: Trigger) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Actions:
             detector = Detector.load(before / base, self._record(base, told["asset"], before))
             data = gather(told["source"], [told["asset"]], name=detector.contract.name, stream=told.get("stream") or None, since=told["since"], until=told["until"],
                           spans=told.get("spans", ()))
-            new = recalibrated(detector, data)
+            new, report = recalibrated(detector, data)
             if late := self._held_since(trigger, told.get("spans", ())):
                 raise CheckFailed(f"{told['asset']}: {late}")
             bundle, _ = new.export(Path(folder) / "after", max(detector.contract.revision + 1, moment_ns(told["until"]) // 10**9))
@@ -186,7 +186,7 @@ class Actions:
             streams = {f"{told['asset']}/{told['stream']}": told["why"]} if told.get("stream") and told.get("why") else {}
             if (earlier := excuse_of(before, base)) and earlier.champion == told["model"]:  # the base is on its way still, and what it excuses is not over
                 streams = {**earlier.streams, **streams}
-            put_beside(bundle, json.dumps([{"champion": told["model"], "streams": streams}]) if streams else "")
+            put_beside(bundle, json.dumps([{"champion": told["model"], "streams": streams}]) if streams else "", gate=report.to_dict())
             for one in release_of(bundle.path) if s.signing_key else ():
                 sign(one, s.signing_key, s.signing_certificate)
             self._publish(bundle)
@@ -194,7 +194,7 @@ class Actions:
         told_nobody = "" if s.release_url else "release_url is empty, and nobody was told: `predmaint triton deploy` puts it to work by hand"
         return {"exit_code": 0, "reason": told_nobody, "asset": told["asset"], "digest": bundle.digest, "before": base, "version": version.version if version else None,
                 "windows": {part: len(w[told["asset"]]) for part, w in data.parts.items() if told["asset"] in w},
-                "passed": [(detector.contract.name, bundle.digest, {"recalibrated": told["asset"], "trigger": trigger.id})]}
+                "passed": [(detector.contract.name, bundle.digest, {"recalibrated": told["asset"], "trigger": trigger.id}, None)]}
 
     def _base(self, trigger: Trigger, folder: Path) -> str:
         "What is calibrated anew, brought into the folder: the model that was meant, with all that was released since. Raises `InvalidInput` where that has another graph."
@@ -240,12 +240,16 @@ class Actions:
         own = folder / f"{digest}.calibration" / f"{asset.replace('/', '.')}.calibration.json"
         return asset if own.exists() else None
 
-    def _release(self, name: str, digest: str, verdicts: Mapping[str, Any]) -> None:
-        "Publish it where machines fetch it, and write down that it shall go to them."
+    def _release(self, name: str, digest: str, verdicts: Mapping[str, Any], report: Mapping[str, Any] | None) -> None:
+        "Publish it where machines fetch it, with what the gate has said since it was signed, and write down that it shall go to them."
         s = self.settings
         if not s.release_url:
             return
         version = Registry.of(s).version(name, digest) if s.tracking_url else None
         with tempfile.TemporaryDirectory() as folder:
             bundle = Registry.of(s).fetch(version, folder) if version else self._bundle(digest, Path(folder))
+            if report and (s.signing_key or signed_by(bundle) == "nobody"):  # what others have signed we can't add to
+                put_beside(load_bundle(bundle), gate=report)
+                for one in release_of(bundle) if s.signing_key else ():
+                    sign(one, s.signing_key, s.signing_certificate)
             release(s, name, digest, bundle, version.version if version else None, verdicts)

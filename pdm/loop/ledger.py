@@ -80,6 +80,8 @@ def summary(
             s |= {k: v for k, v in entry["result"].items() if k in ("digest", "version", "kind", "queued")}
         if entry["step"] == "ingest":
             s |= {"spans": entry["result"].get("spans", [])}  # that it knew of
+        if entry["step"] == "gate" and "criteria" in entry["result"]:
+            s |= {"gate": {k: entry["result"][k] for k in ("passed", "probation", "criteria")}}
         if not s["exit_code"] and entry["step"] in ("gate", "promote"):
             s["status"] = "champion" if entry["result"].get("champion") is True or s["status"] == "champion" else "passed"
     first = told.get("look", {})
