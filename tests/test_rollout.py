@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import rms_graph
+from graphs import rms_graph
 from servers import wait_for
 from small_site import RATE_HZ, SAMPLES, Hand, Site, key_of, message, path_of, window
 
