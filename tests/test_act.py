@@ -12,6 +12,7 @@ from pdm.data.spans import moment_ns
 from pdm.data.training import gather
 from pdm.errors import CheckFailed, InvalidInput, NotEnoughData
 from pdm.loop.act import Actions, recalibrated, references_of
+from pdm.loop.approved import gated
 from pdm.loop.logbook import Logbook, Trigger
 from pdm.loop.registry import Registry
 from pdm.loop.release import release, releases_of
@@ -76,6 +77,13 @@ def released(settings):
     found = [a.digest for a in releases.asked()]
     releases.close()
     return found
+
+
+def test_what_the_gate_said_of_a_new_calibration_lies_beside_it_where_whoever_releases_it_can_read_it(hall, tmp_path):
+    settings, old = hall.site(tmp_path)
+    digest = Actions(settings).run(hall.asked(0, old))["digest"]
+    said = gated(load_bundle(f"{settings.bundle_url.removeprefix('file:')}/{digest}"))
+    assert said.digest == digest and {"promise", "calibration", "faults"} <= {c.name for c in said.criteria}
 
 
 @pytest.mark.parametrize("until", [UNTIL, "2026-01-21"], ids=["in one look", "while the first is in shadow"])

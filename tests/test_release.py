@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from conftest import rms_graph
 from servers import wait_for
+from typer.testing import CliRunner
 from warehouse_servers import postgres_programs, shared_postgres
 
+from pdm.bundle_cli import bundle
 from pdm.config import Settings
 from pdm.errors import InvalidBundle, InvalidConfig, InvalidInput, PartMissing
+from pdm.loop.approved import gated
 from pdm.loop.dispatch import dispatch, token_of
 from pdm.loop.registry import Registry
 from pdm.loop.release import Releases, advance, follow, put_beside, release, releases_of, reports, signed_by
@@ -576,6 +579,22 @@ def test_an_excuse_and_references_lie_in_the_folder_that_is_signed_and_arrive_wi
         names = {f.name for f in (there / f"{made.digest}.calibration").iterdir()}
         assert names == {f"{FAN.replace('/', '.')}.calibration.json", EXCUSED, "acme.oslo.hall.line.fan.reference.npz", "signature"}
         assert records_of(came)[0].asset == FAN
+
+
+@pytest.mark.parametrize("change, says", [({"digest": OLD}, "is about bundle 1a1a"), ({"criteria": None}, ""), (None, "no answer of the gate")], ids=["of another bundle", "its own", "no JSON"])
+def test_what_the_gate_said_is_signed_with_the_bundle_that_it_is_about(made, tmp_path, change, says):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    (tmp_path / "key").write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    answer = {"digest": made.digest, "passed": True, "probation": False, "criteria": [{"name": "promise", "passed": True, "says": "no alarm"}], "judged": {}}
+    (tmp_path / "result.json").write_text("" if change is None else json.dumps(answer | {k: v for k, v in change.items() if v}))
+    done = CliRunner().invoke(bundle, ["sign", str(made.path), "--key", str(tmp_path / "key"), "--gate", str(tmp_path / "result.json")])
+    if says:
+        assert isinstance(done.exception, InvalidInput) and says in str(done.exception) and signed_by(made.path) == "nobody"
+        return
+    assert done.exception is None and gated(made).criteria[0].says == "no alarm"
+    assert not hasattr(gated(made), "judged"), "what it was judged by is large, and stays where it is"
 
 
 def test_calibrations_of_assets_that_were_held_back_from_a_model_are_handed_on_from_the_champion(made, tmp_path):

@@ -10,12 +10,10 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from on_this_machine import WORKFLOWS, run_act
-from servers import wait_for
+from on_this_machine import run_act
 from test_rollout import Line, keys, signed
 from warehouse_servers import postgres_programs, shared_postgres
 
@@ -127,7 +125,7 @@ class Plant:
 
     def feed(self, ring, line):
         while not self.stop.wait(0.05):
-            line.send(2)
+            line.send(2, level=1.3)
 
     def close(self):
         self.stop.set()
@@ -144,9 +142,8 @@ class Plant:
 
     def approve(self, gain, key="release", gate=PASSED):
         "A bundle that is released as the loop does it; its digest."
-        for line in self.lines:  # both know its gain, and it is in neither's state yet
-            digest = line.release(gain, revision=len(self.lines[0].gains) if line is self.lines[0] else len(self.lines[1].gains))
         line = self.lines[0]
+        digest = line.release(gain)
         if gate:
             put_beside(load_bundle(line.bundles / digest), gate=gate)
         push((line.bundles / signed(line, digest, self.keys / key)), f"file:{self.released}")
@@ -193,3 +190,25 @@ def test_an_approved_model_is_looked_at_and_goes_from_the_canary_to_the_other_ri
     assert "acme/lyon" not in done.stdout and not plant.issues.open  # a public log names no site
     commits = plant.git("log", "--format=%h")
     assert plant.run(digest=new).returncode == 0 and plant.git("log", "--format=%h") == commits  # a rerun repeats nothing
+
+
+def test_a_bundle_that_a_stranger_signed_or_the_gate_refused_is_written_nowhere_and_an_issue_says_why(plant):
+    before = {ring: plant.stands(ring) for ring in ("canary", "rest")}
+    for digest, why in ((plant.approve(1.03, key="stranger"), "release.pub: "), (plant.approve(1.04, gate=PASSED | {"passed": False, "criteria": [
+            {"name": "faults", "passed": False, "says": "it is deaf to outer races"}]}), "it is deaf to outer races")):
+        done = plant.run(digest=digest, ring="canary", sites=["acme/lyon"], name="motor")
+        assert done.returncode != 0 and why not in done.stdout
+        issue = plant.issues.open[-1]
+        assert issue["title"] == f"Not released: motor {digest[:12]} in canary" and why in issue["body"] and issue["token"] == "Bearer stand-in-token"
+    assert {ring: plant.stands(ring) for ring in before} == before
+
+
+def test_a_model_that_its_canary_rolls_back_is_taken_back_in_git_and_an_issue_says_why(plant):
+    before, ran = plant.stands("canary"), plant.runs_at(0)
+    loud = plant.approve(1.7)  # quiet on the windows that go with it, where all engines agree; at the site, which is louder, it raises alarms that the champion does not
+    done = plant.run(digest=loud, ring="canary", sites=["acme/lyon"], name="motor", rollback=False)
+    assert done.returncode != 0 and "canary: refused" in done.stdout and "canary: taken back" in done.stdout, plant.issues.open
+    assert plant.stands("canary") == ([f"{before[0].split()[0]} rollback"] if before else []) and plant.runs_at(0) == ran
+    issue = plant.issues.open[-1]
+    assert issue["title"] == f"Not released: motor {loud[:12]} in canary" and "canary refused it (acme/lyon: " in issue["body"] and "acme/lyon" not in done.stdout
+    assert plant.git("log", "-1", "--format=%an: %s").strip() == f"predmaint: motor {loud[:12]} is taken back from canary: canary refused"
