@@ -1,6 +1,6 @@
 #!/bin/bash
 # Install what a site stands on: a Jetson with JetPack 6.2, or any machine with Debian or Ubuntu, becomes a K3s node for edge/k3s.
-# `install.sh --help` says how; the page "Install a site" (nbs/tutorials/jetson.ipynb) says why and what comes after.
+# `install.sh --help` says how; the page "From laptop to Jetson" (nbs/tutorials/jetson.ipynb) says why and what comes after.
 #
 # Each step is a test and what makes the test true (`ensure`), so that one list serves the check, the dry run and the installation, and a second
 # installation finds nothing to do. What only a person can bring is asked for first (`need`): nothing is changed before all of it is there.
