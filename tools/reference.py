@@ -41,7 +41,7 @@ def fields(cls: type) -> Iterator[tuple[str, str, str, str]]:
     "Of a class's fields: name, type, default, and what its line says about it."
     source = inspect.getsource(cls)
     said = comments(source)
-    for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]  # a class has a body
+    for node in ast.parse(source).body[0].body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             value = node.value
             if isinstance(value, ast.Call) and ast.unparse(value.func) in ("Field", "field"):  # Field(default=…, ge=0): the default, if it has one
@@ -56,7 +56,7 @@ def field_table(cls: type) -> str:
 
 
 def _first_line(node: ast.AST) -> str:
-    return (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")  # type: ignore[arg-type]  # called on what has a docstring
+    return (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _public(module: Path) -> Iterator[tuple[str, str, str, list[tuple[str, str]]]]:
