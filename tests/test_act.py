@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
-from conftest import rms_graph
+from graphs import rms_graph
 
 from pdm.config import Settings
 from pdm.data.archive import Archive

@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import yaml
-from conftest import rms_graph
+from graphs import rms_graph
 from grafana_foundation_sdk.cog import runtime
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins

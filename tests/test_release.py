@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import rms_graph
+from graphs import rms_graph
 from servers import wait_for
 from typer.testing import CliRunner
 from warehouse_servers import postgres_programs, shared_postgres

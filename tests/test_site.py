@@ -18,7 +18,7 @@ import docs  # noqa: E402
 import reference  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PAGES = ["index.html", "tutorials.html", "explanations.html", "reference.html", "tutorials/first_alarm.html", "explanations/calibration.html", "signal/kinematics.html",
+PAGES = ["index.html", "tutorials.html", "how-to-guides.html", "explanations.html", "reference.html", "tutorials/first_alarm.html", "explanations/calibration.html", "signal/kinematics.html",
          "model/detector.html", "runbooks.html", *(f"reference/{name}.html" for name in reference.PAGES)]
 
 

@@ -1,11 +1,14 @@
-"""What CI refuses, in one run: notebooks that aren't clean, a library that isn't what they export, a stale README, ruff, mypy."""
+"""What CI refuses, in one run: notebooks that aren't clean, a library that isn't what they export, a stale README, links that lead nowhere, a room that imports what it may not, ruff, mypy."""
 
+import json
+import re
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import rooms
 from docs import ROOT, readme, unlisted
 
 BIN = Path(sys.executable).parent
@@ -78,6 +81,30 @@ def leaves_nothing() -> bool:
     return not wrong
 
 
+def ruled() -> bool:
+    "A room imports only rooms above it, and only the libraries that it may."
+    wrong = [sentence for name, path in rooms.modules() for sentence in (*rooms.below(name, path), *rooms.foreign(name, path))]
+    for sentence in wrong:
+        print(f"  {sentence}")
+    return not wrong
+
+
+def linked() -> bool:
+    "A link to a file of ours leads to one, from each notebook and page; what the built site makes of it is the site's own check."
+    wrong = []
+    for p in [*ROOT.glob("*.md"), *ROOT.glob("edge/**/*.md"), *ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("pipelines/**/*.md")]:
+        text = p.read_text()
+        if p.suffix == ".ipynb":
+            text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+            path = link.partition("#")[0]
+            if path and not re.match(r"[a-z]+:", link) and not any((p.parent / name).exists() for name in (path, re.sub(r"\.html$", ".ipynb", path))):
+                wrong.append(f"{p.relative_to(ROOT)} links to {path}, which is not there")
+    for sentence in wrong:
+        print(f"  {sentence}")
+    return not wrong
+
+
 def fresh() -> bool:
     print("- README and sidebar", flush=True)
     if (ROOT / "README.md").read_text() != readme():
@@ -90,5 +117,5 @@ def fresh() -> bool:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
-        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (headed,), (leaves_nothing,), (fresh,))]
+        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (parameters,), (headed,), (leaves_nothing,), (ruled,), (linked,), (fresh,))]
     sys.exit(0 if all(check.result() for check in checks) else 3)

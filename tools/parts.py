@@ -11,7 +11,7 @@ USUAL_S = 15
 LONG_S = {
     "tests/test_pipeline.py": 400, "tests/edge_site/test_edge_site.py": 250, "tests/test_edge_images.py": 150, "tests/test_demo_loop.py": 150,
     "tests/faults/test_faults.py": 150, "tests/test_outage.py": 120, "tests/test_bootstrap.py": 100, "tests/test_rollout.py": 100,
-    "tests/test_dashboards.py": 90, "tests/workflows/test_ci.py": 60, "tests/test_sinks.py": 60, "tests/test_fuzz.py": 60, "tests/test_controller.py": 60,
+    "tests/test_dashboards.py": 90, "tests/workflows/test_ci.py": 60, "tests/workflows/test_deploy_model.py": 120, "tests/test_sinks.py": 60, "tests/test_fuzz.py": 60, "tests/test_controller.py": 60,
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import onnx
 import psutil
-from conftest import rms_graph
+from graphs import rms_graph
 from edge_broker import Door
 from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
