@@ -64,9 +64,10 @@ def make(
     under: str | Path = ".",  # the folder in which the project's is made
 ) -> list[Path]:              # its files
     "Make a project. Raises `InvalidInput` for a name that can't be, and where something lies already."
-    folder = Path(under) / checked_name(name)
-    if folder.exists():
+    folder = Path(under) / name
+    if re.fullmatch(r"\w+", name) and folder.exists():  # asked first: Python finds a folder here as a module
         raise InvalidInput(f"{folder} is there already: choose another name, or move it away; nothing was changed")
+    checked_name(name)
     made = []
     for path, text in template().items():
         file = folder / path.replace(_NAME, name)
