@@ -10,16 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from rooms import ROOMS, below, foreign, modules, room  # noqa: E402
+from rooms import EDGE, ROOMS, below, foreign, modules, room  # noqa: E402
 
-EDGE = [
-    "pdm", "pdm.card", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
-    *(f"pdm.signal.{p.stem}" for p in sorted((ROOT / "pdm/signal").glob("[a-z]*.py"))),
-    "pdm.data.window", "pdm.data.parquet", "pdm.data.store", "pdm.data.archive", "pdm.model.monitor", "pdm.model.bundle",
-    "pdm.model.folder", "pdm.model.claim", "pdm.model.signature", "pdm.model.registries", "pdm.model.transport",
-    *(f"pdm.serve.{p.stem}" for p in sorted((ROOT / "pdm/serve").glob("[a-z]*.py"))),
-    *(f"pdm.stream.{p.stem}" for p in sorted((ROOT / "pdm/stream").glob("[a-z]*.py"))),
-]
 TOO_HEAVY = ("torch", "pandas", "mlflow", "kfp", "IPython", "jupyterlab", "ipykernel", "pytorch_lightning", "sklearn", "matplotlib", "nbdev", "fastcore")
 
 

@@ -40,18 +40,6 @@ def unlisted() -> list[str]:
     return sorted(listed ^ there)
 
 
-def lost() -> list[str]:
-    "Links in the repository's Markdown files, from file to file, that lead nowhere."
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    wrong = []
-    for file in (ROOT / name for name in listed):
-        prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", file.read_text(), flags=re.S | re.M)
-        for link in re.findall(r"\]\((?![\w+.-]+:|#)([^)\s#]+)", prose):
-            if not (file.parent / unquote(link)).exists():
-                wrong.append(f"{file.relative_to(ROOT)}: {link}")
-    return wrong
-
-
 # What stands on a page before it is rendered
 
 def _promise(source: Path) -> tuple[str, str]:

@@ -19,6 +19,14 @@ ALLOWED = {  # beyond the standard library and what stands above in this table
     "stream": {"pydantic_core", "paho", "iotcore", "confluent_kafka", "influxdb_client", "urllib3", "psycopg", "google", "prometheus_client", "psutil"},
     "loop": {"mlflow", "kfp", "kfp_server_api", "cronsim", "river", "papermill", "nbformat", "nbclient", "psutil", "fsspec", "httpx"},
 }
+EDGE = [  # what runs on the edge, and so imports without torch, pandas, mlflow, kfp and Jupyter
+    "pdm", "pdm.card", "pdm.errors", "pdm.config", "pdm.process", "pdm.cli",
+    *(f"pdm.signal.{p.stem}" for p in sorted((ROOT / "pdm/signal").glob("[a-z]*.py"))),
+    "pdm.data.window", "pdm.data.parquet", "pdm.data.store", "pdm.data.archive", "pdm.model.monitor", "pdm.model.bundle",
+    "pdm.model.folder", "pdm.model.claim", "pdm.model.signature", "pdm.model.registries", "pdm.model.transport",
+    *(f"pdm.serve.{p.stem}" for p in sorted((ROOT / "pdm/serve").glob("[a-z]*.py"))),
+    *(f"pdm.stream.{p.stem}" for p in sorted((ROOT / "pdm/stream").glob("[a-z]*.py"))),
+]
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -52,27 +60,26 @@ def graph() -> dict[str, set[str]]:
     return {name: {other for other in imports(path) if other in files} for name, path in files.items()}
 
 
+def allowed(name: str, other: str) -> bool:
+    "Whether module `name` may import `other` of pdm, as far as their rooms go."
+    if room(name) in OUTSIDE - LIGHT:
+        return True
+    if room(other) not in ROOMS:
+        return room(other) in LIGHT
+    # errors, config and process stand outside the rooms and use only the vocabulary of the first two
+    return ROOMS.index(room(other)) <= max(ROOMS.index(room(name)) if room(name) in ROOMS else -1, 1)
+
+
 def below(name: str, path: Path) -> list[str]:
     "What a module imports although its room may not: one sentence each."
-    if room(name) in OUTSIDE - LIGHT:
-        return []
-    rank = ROOMS.index(room(name)) if room(name) in ROOMS else -1
-    wrong = []
-    for other in imports(path):
-        if other == "pdm" or other.startswith("pdm."):
-            if room(other) not in ROOMS:
-                if room(other) not in LIGHT:
-                    wrong.append(f"{name} imports {other}, which stands outside the rooms")
-            # errors, config and process stand outside the rooms and use only the vocabulary of the first two
-            elif ROOMS.index(room(other)) > max(rank, 1):
-                wrong.append(f"{name} imports {other}, a room below its own")
-    return wrong
+    return [f"{name} imports {other}, {'a room below its own' if room(other) in ROOMS else 'which stands outside the rooms'}"
+            for other in imports(path) if other.split(".")[0] == "pdm" and not allowed(name, other)]
 
 
 def foreign(name: str, path: Path) -> list[str]:
     "Which libraries a module imports although its room does without them: one sentence, or none."
     if room(name) not in ROOMS:
         return []
-    allowed = set().union(*(ALLOWED[r] for r in ROOMS[: ROOMS.index(room(name)) + 1])) | set(sys.stdlib_module_names) | {"pdm"}
-    libraries = sorted({i.split(".")[0] for i in imports(path)} - allowed)
+    known = set().union(*(ALLOWED[r] for r in ROOMS[: ROOMS.index(room(name)) + 1])) | set(sys.stdlib_module_names) | {"pdm"}
+    libraries = sorted({i.split(".")[0] for i in imports(path)} - known)
     return [f"{name} imports {', '.join(libraries)}, which its room does without"] if libraries else []
