@@ -26,13 +26,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 import yaml
-from graphs import rms_graph
 from grafana_foundation_sdk.cog import runtime
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import prometheus
+from graphs import rms_graph
 from servers import answers, influx, need, wait_for
 from small_site import Site
 from typer.testing import CliRunner

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import onnx
 import psutil
-from graphs import rms_graph
 from edge_broker import Door
+from graphs import rms_graph
 from small_site import RATE_HZ, SAMPLES, STREAM, Site, path_of
 
 from pdm.data.window import decode_ack, parse_topic
