@@ -76,7 +76,7 @@ def test_a_challenger_as_good_as_the_champion_passes_every_criterion(fleet, cham
     told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert told["passed"] and [c["name"] for c in told["criteria"]] == NAMES and any("faults put into" in r for r in told["reasons"])
     page = report.page("motor <1>")
-    assert all(f"<td>{name}</td>" in page for name in NAMES) and "motor &lt;1&gt;" in page and page.count("data:image/png") == 2 and "http" not in page
+    assert all(f">{name}</td>" in page for name in NAMES) and "motor &lt;1&gt;" in page and page.count("data:image/png") == 2 and "http" not in page
 
 
 def test_without_a_champion_or_with_one_of_other_windows_the_challenger_stands_alone(fleet, champion):

@@ -92,6 +92,14 @@ def test_a_command_that_needs_an_extra_says_which_in_one_line(alone, command, ex
     assert "Traceback" not in done.stderr
 
 
+def test_each_extra_says_what_it_brings():
+    import tomllib
+
+    from pdm.cli import _EXTRAS
+
+    assert _EXTRAS.keys() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+
+
 def test_every_library_that_an_extra_names_is_pinned():
     import tomllib
 
