@@ -166,7 +166,7 @@ def _condition(text: str) -> tuple[str, float]:
         raise InvalidInput(f"--condition {text!r}: expected a name and a number, as in speed_rpm=1500") from None
 
 
-def _recording(what: str, rate_hz: float | None, channels: str | None, units: str | None, cache: Path):
+def _recording(what: str, rate_hz: float | None, channels: str | None, units: str | None, cache: Path) -> Any:
     "The recording in a file, or the record of a data set that `what` names."
     from importlib import import_module
     name, _, record = what.partition(":")
@@ -182,7 +182,7 @@ Rate = Annotated[float | None, typer.Option("--rate-hz", help="sampling rate; ne
 Names = Annotated[str | None, typer.Option("--channels", help="names of the channels, separated by commas")]
 
 
-def _read(file: Path, rate_hz: float | None, channels: str | None):
+def _read(file: Path, rate_hz: float | None, channels: str | None) -> Any:
     from pdm.data.files import read
     return read(file, rate_hz=rate_hz, channels=channels.split(",") if channels else None)
 
@@ -386,6 +386,8 @@ _EXTRAS = {
     "dashboards": "build Grafana's dashboards",
     "otel": "send the log to a collector",
     "server": "what MLflow's server needs for PostgreSQL and S3",
+    "lab": "JupyterLab, to work in notebooks, in a project of one's own too",
+    "deploy": "what CI needs to send a model to its sites",
     "bench": "the peers that benchmarks measure against",
     "dev": "all that a contributor needs",
 }

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from platformdirs import user_cache_path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource, SettingsConfigDict, SettingsError,
                                TomlConfigSettingsSource)
 
@@ -115,8 +115,8 @@ class Settings(BaseSettings):
 
     @field_validator(*_SCHEMES)
     @classmethod
-    def _known_scheme(cls, value: str, info):
-        known = _SCHEMES[info.field_name]
+    def _known_scheme(cls, value: str, info: ValidationInfo) -> str:
+        known = _SCHEMES[str(info.field_name)]
         scheme = urlsplit(value).scheme
         if scheme not in known or (value and ":" not in value):
             raise ValueError(f"{scheme or value!r} is none of {', '.join(s + ':' for s in known if s)}{' or empty' if '' in known else ''}")
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
 
     @field_validator("alert_urls")
     @classmethod
-    def _whole_urls(cls, value: tuple[str, ...]):
+    def _whole_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
             _ = urlsplit(url).port
         return value
@@ -263,12 +263,12 @@ class AssetRecord(_Strict):
 
     @field_validator("path")
     @classmethod
-    def _five_levels(cls, value: str):
+    def _five_levels(cls, value: str) -> str:
         return str(AssetPath.parse(value))
 
     @field_validator("machine_class")
     @classmethod
-    def _known_class(cls, value: str | None):
+    def _known_class(cls, value: str | None) -> str | None:
         if value is not None:
             from pdm.signal.indicators import iso_zone
             iso_zone(0.0, value)
@@ -276,7 +276,7 @@ class AssetRecord(_Strict):
 
     @field_validator("streams")
     @classmethod
-    def _not_the_asset_itself(cls, value: dict):
+    def _not_the_asset_itself(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "asset" in value:
             raise ValueError("a stream can't be called `asset`: under that name stands the verdict on all of them")
         return value

@@ -95,7 +95,7 @@ def _windows(records: Sequence[Recording]) -> np.ndarray:
     return np.concatenate([r.windows(LENGTH) for r in records])
 
 # %% ../nbs/demo.ipynb #demo6bba25
-def _detector(data: Data, kind: str, folder: Path, name: str):
+def _detector(data: Data, kind: str, folder: Path, name: str) -> tuple[Any, bool]:
     "The demo's detector and its bundle, fitted and logged to MLflow unless it is there; whether it was fitted now."
     from pdm.model.detector import Detector
     from pdm.model.train import log_run
@@ -112,7 +112,7 @@ def _detector(data: Data, kind: str, folder: Path, name: str):
     return detector, fitted
 
 # %% ../nbs/demo.ipynb #demo7938d6
-def _assets(run: str, data: Data, bundle: Bundle, record: CalibrationRecord, folder: Path) -> list[dict]:
+def _assets(run: str, data: Data, bundle: Bundle, record: CalibrationRecord, folder: Path) -> list[dict[str, Any]]:
     "The asset records of a run, and the calibration of each asset written beside them."
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def replay(
     return sent
 
 # %% ../nbs/demo.ipynb #demob88674
-def _keys(db: Path, sql: str, run: str) -> list[tuple]:
+def _keys(db: Path, sql: str, run: str) -> list[tuple[Any, ...]]:
     try:
         with sqlite3.connect(f"file:{db}?mode=ro", uri=True) as connection:
             return connection.execute(sql, (f"%/{run}/%",)).fetchall()
@@ -224,7 +224,7 @@ def _latency_ms(reader: JournalReader, sent: Sent, run: str) -> dict[str, float]
     return {"p50": round(float(np.percentile(ms, 50)), 2), "p99": round(float(np.percentile(ms, 99)), 2)} if ms else {}
 
 # %% ../nbs/demo.ipynb #demofa8bdb
-def _figures(reader: JournalReader, data: Data, alarms: list[dict], run: str) -> list[dict[str, str]]:
+def _figures(reader: JournalReader, data: Data, alarms: list[dict[str, Any]], run: str) -> list[dict[str, str]]:
     "What the report shows: a healthy and two faulty waveforms, their envelope spectra, and all scores with their alarms."
     import matplotlib.pyplot as plt
 

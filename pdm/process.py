@@ -199,5 +199,5 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()

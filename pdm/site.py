@@ -30,7 +30,7 @@ class Site:
     def __init__(self,
         folder: str | Path,             # where all of them keep what they keep; used again if it is there
         settings: Settings,             # which broker and engine; `embedded:` starts them here
-        assets: Sequence[Mapping],      # the asset records, as they would stand in assets.yaml
+        assets: Sequence[Mapping[str, Any]],      # the asset records, as they would stand in assets.yaml
         more: Mapping[str, Any] | None = None,  # other settings of its own: `archive_url`, `trusted_keys`, …
         updates: bool = False,          # start the updater, too
     ):
@@ -132,5 +132,5 @@ class Site:
     def __enter__(self) -> "Site":
         return self.start()
 
-    def __exit__(self, *exc) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()

@@ -34,7 +34,7 @@ class Keep:
     max_mb_per_day: float = 500.0          # of one asset in one day, MB of 10^6 bytes; healthy windows may take half of it
     rows_per_file: int = 512               # most windows in a file
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("healthy_share", "p_below"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidConfig(f"archive: {name} is a share from 0 to 1, got {getattr(self, name)}")

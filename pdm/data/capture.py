@@ -48,7 +48,7 @@ class Drive:
     pwm_g: float = 0.0         # amplitude of its lines, twice the line frequency to either side
     rated_a: float = 80.0      # current RMS at nominal load
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.bars >= 0 and min(self.slot_g, self.pwm_hz, self.pwm_g, self.rated_a) >= 0):
             raise InvalidConfig(f"no such drive: bars and amplitudes are >= 0, got {self}")
 

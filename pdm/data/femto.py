@@ -86,7 +86,7 @@ def minute_c(
 _FILE = re.compile(r"(?:^|/)(?:(?P<set>[^/]+)/)?(?P<run>Bearing[1-3]_[1-7])/(?P<kind>acc|temp)_(?P<number>\d{5})\.csv$")
 
 
-def _wanted(path: str, names: Sequence[str]) -> re.Match | None:
+def _wanted(path: str, names: Sequence[str]) -> re.Match[str] | None:
     "What the path of a raw file says. `Test_set` holds the test runs cut short, `Full_Test_Set` holds them whole."
     m = _FILE.search(path)
     return m if m and m["run"] in names and m["set"] != "Test_set" else None

@@ -150,7 +150,7 @@ def read_uff(
         sets = [file.read_sets(i) for i, k in enumerate(kinds) if k == 58]
     except Exception as e:  # pyuff raises nothing more exact
         raise InvalidInput(f"{path.name} is not a universal file that can be read, or is cut off: {e!s:.120}", reason="unreadable") from e
-    signals: dict[str, dict] = {}
+    signals: dict[str, dict[str, Any]] = {}
     others = [f"data set {k}" for k in kinds if k != 58]
     for s in sets:
         if s["func_type"] not in (0, 1) or s["abscissa_spec_data_type"] not in (0, 17) or np.iscomplexobj(s["data"]):

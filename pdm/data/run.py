@@ -36,7 +36,7 @@ class Run:
     citation: str = ""
     notes: tuple[str, ...] = ()     # what is wrong with this run, one sentence each
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         n = len(self.snapshots)
         if self.snapshots.ndim != 3 or n == 0 or self.snapshots.dtype != np.float32:
             raise InvalidInput(f"run {self.name}: snapshots are float32 [n, channel, sample] with n > 0, got {self.snapshots.dtype} "

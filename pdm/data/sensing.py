@@ -23,7 +23,7 @@ class Sensor:
     bits: int = 16                 # of the converter
     noise_g: float = 0.002         # RMS of its own noise, the machine at rest
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.low_hz >= 0 and self.mount_hz > 0 and 0 < self.mount_damping < 1 and self.range_g > 0 and 1 <= self.bits <= 32 and self.noise_g >= 0):
             raise InvalidConfig(f"no such sensor: low_hz >= 0, mount_hz > 0, 0 < mount_damping < 1, range_g > 0, 1 to 32 bits and noise_g >= 0 are "
                                 f"expected, got {self}")

@@ -85,7 +85,7 @@ class Store:
     ) -> Iterator[tuple[AssetPath, Row]]:
         "Rows in the order of (time, asset, stream, epoch, seq), each once. Raises `InvalidInput` (reason `damaged`), naming the file."
         serial = itertools.count()  # so that a comparison ends before the file
-        heap: list[tuple] = []
+        heap: list[tuple[Any, ...]] = []
         seen: set[str] = set()
 
         def due(files: list[ArchiveFile]) -> None:
@@ -95,7 +95,7 @@ class Store:
                     heapq.heappush(heap, ((f.first_ns,), next(serial), f, None, self._rows(f)))
 
         due(listing())
-        last: tuple = ()
+        last: tuple[Any, ...] = ()
         while heap:
             key, _, f, row, rows = heapq.heappop(heap)
             if row is not None and key[:-1] > last:

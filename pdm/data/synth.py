@@ -49,7 +49,7 @@ class Machine:
     faint: float = 0.0                   # severity of the marks that any bearing has on each of its parts
     load_zone: float = 0.6               # how far the load reaches round: 0.5 half way, > 1 all round (Stribeck's epsilon)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         wrong = [f"{r}: hz > 0 and 0 < damping < 1 are expected" for r in self.resonances if not (r.hz > 0 and 0 < r.damping < 1)]
         wrong += [f"{name} is {value}, a number >= 0 is expected" for name, value in vars(self).items()
                   if isinstance(value, int | float) and not 0 <= value < float("inf")]

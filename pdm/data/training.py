@@ -203,7 +203,7 @@ def shards(
     return sorted((Shard(named[label], tuple(members), found.digest(members), looked) for label, members in labelled.items()), key=lambda s: s.name)
 
 # %% ../../nbs/data/training.ipynb #traid2a5de
-def _all(calls: Sequence[tuple], address: str, workers: int | None) -> list[Taken]:
+def _all(calls: Sequence[tuple[Any, ...]], address: str, workers: int | None) -> list[Taken]:
     try:
         import dask
         if address:

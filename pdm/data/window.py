@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import cbor2
 import numpy as np
@@ -41,7 +42,7 @@ class AssetPath:
     line: str
     asset: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for what in ("enterprise", "site", "area", "line", "asset"):
             _level(getattr(self, what), what)
 
@@ -150,14 +151,14 @@ def _fail(reason: str, message: str) -> InvalidPayload:
     return InvalidPayload(message, reason=reason)
 
 
-def _whole(message: dict, key: str, limit: int = MAX_EPOCH) -> int:
+def _whole(message: dict[str, Any], key: str, limit: int = MAX_EPOCH) -> int:
     value = message.get(key)
     if type(value) is not int or not 0 <= value < limit:
         raise _fail("unreadable", f"`{key}` is a whole number in [0, 2^{limit.bit_length() - 1}), got {value!r:.60}")
     return value
 
 
-def _names(message: dict, key: str, rows: int) -> tuple[str, ...]:
+def _names(message: dict[str, Any], key: str, rows: int) -> tuple[str, ...]:
     value = message.get(key)
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise _fail("unreadable", f"`{key}` is a list of names, got {value!r:.60}")
@@ -166,7 +167,7 @@ def _names(message: dict, key: str, rows: int) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _samples(message: dict) -> np.ndarray:
+def _samples(message: dict[str, Any]) -> np.ndarray:
     outer = message.get("samples")
     if not isinstance(outer, cbor2.CBORTag) or outer.tag != _SHAPED or not isinstance(outer.value, list | tuple) or len(outer.value) != 2:
         raise _fail("unreadable", "`samples` is an RFC 8746 array (tag 40)")

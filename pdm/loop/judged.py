@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.special import betainc
 
-from ..data.training import TrainingData, Windows, load_training
+from ..data.parts import Windows
+from ..data.training import TrainingData, load_training
 from ..errors import InvalidInput, NotEnoughData
 from .performance import REFUTED
 from .shared import SharedFolder

@@ -148,7 +148,7 @@ class Logbook:
             self._db.execute("ROLLBACK")
             raise
 
-    def _rows(self, table: str, columns: str, where: Mapping[str, Any], order: str) -> list[tuple]:
+    def _rows(self, table: str, columns: str, where: Mapping[str, Any], order: str) -> list[tuple[Any, ...]]:
         "Rows where all of these hold; a condition whose value is None or empty is left out."
         some = {k: v for k, v in where.items() if v not in (None, "")}
         try:
@@ -204,7 +204,7 @@ class Logbook:
         scope: str = "",
         standing: bool = False,  # only those that have not ended
     ) -> list[Trigger]:          # oldest first
-        turns: dict[str, list[tuple]] = {}
+        turns: dict[str, list[tuple[Any, ...]]] = {}
         with self.transaction():
             found = self._rows("trigger", "id, t_ns, scope, action, arguments", {"scope = ?": scope}, "t_ns, rowid")
             for name, *turn in self._rows("trigger_turn", "trigger, t_ns, state, outcome", {}, "id"):
@@ -323,7 +323,7 @@ class Logbook:
         now_ns: int,
     ) -> int:  # how many are new: the same finding again is one label
         "What the same author says later of the same asset and time takes the place of what it said before; what was said stays written."
-        told: dict[tuple, dict[str, Label]] = {}
+        told: dict[tuple[Any, ...], dict[str, Label]] = {}
         for x in labels:
             told.setdefault(_told_by(x), {}).setdefault(x.id, x)
         new = 0
@@ -348,17 +348,17 @@ class Logbook:
         "What was last said."
         columns = "asset, t_ns, until_ns, what, fault, source, by, comment, episode, imported_ns"
         rows = [(Label(*row), at_ns) for *row, at_ns in self._rows("label", columns, {"asset = ?": asset}, "t_ns, id")]
-        last: dict[tuple, int] = {}
+        last: dict[tuple[Any, ...], int] = {}
         for x, at_ns in rows:
             last[_told_by(x)] = max(at_ns, last.get(_told_by(x), 0))
         return [x for x, at_ns in rows if at_ns == last[_told_by(x)] and (since_ns is None or x.until_ns >= since_ns)]
 
 
-def _told_by(x: Label) -> tuple:
+def _told_by(x: Label) -> tuple[Any, ...]:
     return x.asset, x.t_ns, x.source, x.by
 
 
-def _columns(x: Label) -> tuple:
+def _columns(x: Label) -> tuple[Any, ...]:
     return x.asset, x.t_ns, x.until_ns, x.what, x.fault, x.source, x.by, x.comment, x.episode
 
 

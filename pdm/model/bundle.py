@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -98,7 +98,7 @@ class Contract(_Record):
                 "conditions": ", ".join(f"{c.name} {c.low:.4g} to {c.high:.4g}{f' {c.unit}' if c.unit else ''}" for c in self.conditions)}
 
     @model_validator(mode="after")
-    def _one_unit_a_channel(self):
+    def _one_unit_a_channel(self) -> Self:
         if len(self.units) != len(self.channels):
             raise ValueError(f"{len(self.channels)} channels but {len(self.units)} units")
         return self

@@ -7,6 +7,7 @@ __all__ = ['TREES', 'SAMPLE', 'PLAY', 'average_cuts', 'tree_tables', 'Forest']
 
 # %% ../../nbs/model/forest.ipynb #forece8a17
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def average_cuts(
 
 
 def tree_tables(
-    trees: Sequence,  # scikit-learn's `tree_` of each tree
+    trees: Sequence[Any],  # scikit-learn's `tree_` of each tree
     depth: int,       # levels that the deepest may have
 ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:  # by level: feature and threshold [2**level, tree]; path lengths [2**depth, tree]
     "All trees, made perfect, as tables."

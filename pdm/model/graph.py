@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ PARTS = ("front", "residual", "scorer/network", "scorer", "level")  # of a graph
 
 
 def _clean(
-    model,  # an onnx.ModelProto, changed in place
+    model: Any,  # an onnx.ModelProto, changed in place
 ) -> None:
     "Names that follow from the graph alone, and nothing in it of where, when and with what it was made."
     graph = model.graph

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -304,12 +305,12 @@ class Monitor:
         s = self._s
         s.offset, s.level, s.level_at_raise, s.cleared = 0.0, None, None, None
 
-    def to_state(self) -> dict:
+    def to_state(self) -> dict[str, Any]:
         "All that the monitor remembers, as JSON can hold it."
         return {"record": self._id, **{name: getattr(self._s, name) for name in _State.__slots__}}
 
     def restore(self,
-        state: dict,  # from `to_state` of a monitor with the same calibration
+        state: dict[str, Any],  # from `to_state` of a monitor with the same calibration
     ) -> None:
         "Go on where `state` was taken. Raises `InvalidInput` where it belongs to another calibration."
         if state.get("record") != self._id or not set(_State.__slots__) <= state.keys():

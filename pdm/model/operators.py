@@ -78,7 +78,7 @@ def _by_operator(model: "ModelProto") -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
-def _node_faults(node: "NodeProto", constants: dict, types: dict[str, int]) -> Iterator[str]:
+def _node_faults(node: "NodeProto", constants: dict[str, Any], types: dict[str, int]) -> Iterator[str]:
     "What TensorRT 10.3 would not take of a node whose operator it has."
     from onnx import TensorProto, helper
 

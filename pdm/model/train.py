@@ -103,16 +103,16 @@ def train_network(
             self.curves: dict[str, list[float]] = {"loss": [], "stop_loss": []}
             self.sums = [0.0, 0]
 
-        def training_step(self, batch, _index):
+        def training_step(self, batch: Any, _index: int) -> torch.Tensor:
             loss = nn.functional.mse_loss(self.network(batch[0])[0], batch[0])
             self.sums = [self.sums[0] + float(loss.detach()), self.sums[1] + 1]
             return loss
 
-        def validation_step(self, batch, _index):
+        def validation_step(self, batch: Any, _index: int) -> None:
             loss = nn.functional.mse_loss(self.network(batch[0])[0], batch[0])
             self.log("stop_loss", loss, on_epoch=True, batch_size=len(batch[0]))
 
-        def on_validation_epoch_end(self):
+        def on_validation_epoch_end(self) -> None:
             value = float(self.trainer.callback_metrics["stop_loss"])
             if value < self.best[0]:
                 self.best = (value, copy.deepcopy(self.network.state_dict()))
@@ -120,29 +120,29 @@ def train_network(
             self.curves["loss"].append(self.sums[0] / max(self.sums[1], 1))
             self.sums = [0.0, 0]
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.network.parameters(), how.learning_rate)
 
-        def on_save_checkpoint(self, checkpoint):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             complete = self.trainer.should_stop or len(self.curves["loss"]) >= how.epochs
             checkpoint["redraw"] = {"best": self.best, "curves": self.curves, "order": order.get_state(), "complete": complete}
 
-        def on_load_checkpoint(self, checkpoint):
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             self.best, self.curves = checkpoint["redraw"]["best"], checkpoint["redraw"]["curves"]
             order.set_state(checkpoint["redraw"]["order"])
 
     class Bar(pl.Callback):
-        def on_train_start(self, trainer, module):
+        def on_train_start(self, trainer: Any, module: Any) -> None:
             self.bar = Tqdm(total=how.epochs, initial=len(module.curves["loss"]), desc=type(network).__name__, unit="epoch", leave=False)
 
-        def on_train_epoch_end(self, trainer, module):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             self.bar.set_postfix(stop_loss=f"{module.best[0]:.4f}", refresh=False)
             self.bar.update()
 
-        def teardown(self, trainer, module, stage):
+        def teardown(self, trainer: Any, module: Any, stage: str) -> None:
             self.bar.close()
 
-    def loader(tensors: Sequence[torch.Tensor], shuffle: bool) -> torch.utils.data.DataLoader:
+    def loader(tensors: Sequence[torch.Tensor], shuffle: bool) -> torch.utils.data.DataLoader[Any]:
         data = torch.utils.data.TensorDataset(torch.cat(list(tensors)))
         return torch.utils.data.DataLoader(data, how.batch if shuffle else 256, shuffle=shuffle, generator=order if shuffle else None)
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
@@ -182,7 +183,7 @@ class TritonServer:
             self._guardian.kill()  # and the kernel kills the server
             self._guardian.wait()
 
-    def _said(self):
+    def _said(self) -> Any:
         return self._guardian.stdout
 
     def __enter__(self) -> "TritonServer":

@@ -20,7 +20,7 @@ class Bearing:
     pitch_diameter_mm: float        # diameter of the circle through the balls' centres, mm
     contact_angle_deg: float = 0.0  # contact angle, degrees, 0 <= angle < 90
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.balls < 3:
             raise InvalidGeometry(f"a bearing has at least 3 balls, got {self.balls}: check `balls`")
         if not 0 < self.ball_diameter_mm < self.pitch_diameter_mm:

@@ -452,17 +452,17 @@ def running(settings: Settings) -> Iterator[Callable[[], None]]:
         log.info("agent %s stops", settings.agent_id)
 
 
-def _routes(agent: Callable[[], Agent | None]) -> dict:
+def _routes(agent: Callable[[], Agent | None]) -> dict[tuple[str, str], Callable[[Mapping[str, str], bytes], Any]]:
     "What the agent's page offers beside its numbers: `GET /alarms[?asset=…]`, and `POST /alarms` with a `Command`."
     def there() -> Agent:
         if (found := agent()) is None:
             raise PartMissing("the agent is starting: ask again in a moment")
         return found
 
-    def list_alarms(query: Mapping[str, str], _body: bytes) -> list[dict]:
+    def list_alarms(query: Mapping[str, str], _body: bytes) -> list[dict[str, Any]]:
         return [a.to_state() for a in there().alarms() if query.get("asset", a.asset) == a.asset]
 
-    def obey(_query: Mapping[str, str], body: bytes) -> dict:
+    def obey(_query: Mapping[str, str], body: bytes) -> dict[str, Any]:
         return there().command(Command.read(body)).to_state()
 
     return {("GET", "/alarms"): list_alarms, ("POST", "/alarms"): obey}

@@ -24,7 +24,7 @@ class Table:
     columns: Mapping[str, str]  # kind by name: `text`, `int`, `float`, `bool`, `json`, `floats`, `texts`
     key: tuple[str, ...]        # a record is there once under these
 
-    def values(self, record: Any) -> tuple:
+    def values(self, record: Any) -> tuple[Any, ...]:
         "The record's values in the order of the columns; tuples as lists, which every driver takes."
         return tuple([list(v) if type(v) is tuple else v for v in attrgetter(*self.columns)(record)])
 

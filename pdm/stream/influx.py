@@ -75,8 +75,8 @@ def _tags(r: Row | Event) -> list[tuple[str, str]]:
 
 class Lines:
     "Records as lines. Remembers the form of each stream's lines."
-    def __init__(self):
-        self._forms: dict[tuple, tuple[str, list[str]]] = {}
+    def __init__(self) -> None:
+        self._forms: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
 
     def of(self, r: Row | Event) -> str:
         "The line of one record."

@@ -93,7 +93,7 @@ class Journal(JournalReader):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
-    def _all(self, make: Callable[[tuple], T], select: str, *values: Any) -> list[T]:
+    def _all(self, make: Callable[[tuple[Any, ...]], T], select: str, *values: Any) -> list[T]:
         with self._turn:  # on its own connection a transaction's changes are there before it is committed
             return super()._all(make, select, *values)
 
@@ -113,14 +113,14 @@ class Journal(JournalReader):
 
     def _write(self, groups: Iterable[Group], now: int) -> None:
         ident, stream_of = self._next, self._stream
-        verdicts: list[tuple] = []
-        events: list[tuple] = []
-        raw: list[tuple] = []
-        dead: list[tuple] = []
+        verdicts: list[tuple[Any, ...]] = []
+        events: list[tuple[Any, ...]] = []
+        raw: list[tuple[Any, ...]] = []
+        dead: list[tuple[Any, ...]] = []
         marks: dict[tuple[str, str, int], Mark] = {}
         gone: list[tuple[str, str, int]] = []
-        states: dict[tuple[str, str], tuple[str, dict]] = {}
-        alarms: dict[str, dict] = {}
+        states: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+        alarms: dict[str, dict[str, Any]] = {}
         taken: set[tuple[int, int]] = set()
         told: set[tuple[int, str, str, int]] = set()
         for group in groups:

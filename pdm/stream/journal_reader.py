@@ -77,11 +77,11 @@ class JournalReader:
         return dict(self._all(_mark, "asset, stream, epoch, watermark, sparse, stepped, lost, started "
                               "FROM mark JOIN stream ON stream.id = stream_id ORDER BY started"))
 
-    def states(self) -> dict[tuple[str, str], tuple[str, dict]]:
+    def states(self) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
         "The monitors' states, under (asset, stream): the digest of their calibration, and the state."
         return dict(self._all(lambda r: (r[:2], (r[2], from_json(r[3]))), "asset, stream, calibration, state FROM monitor JOIN stream ON stream.id = stream_id"))
 
-    def alarms(self) -> dict[str, dict]:
+    def alarms(self) -> dict[str, dict[str, Any]]:
         "The alarm of each asset as it stands."
         return dict(self._all(lambda r: (r[0], from_json(r[1])), "asset, state FROM alarm"))
 
@@ -102,7 +102,7 @@ class JournalReader:
         "How much of each there is."
         return {t: self._all(_first, f"count(*) FROM {t}")[0] for t in ("verdict", "event", "raw", "dead_letter")}
 
-    def _all(self, make: Callable[[tuple], T], select: str, *values: Any) -> list[T]:
+    def _all(self, make: Callable[[tuple[Any, ...]], T], select: str, *values: Any) -> list[T]:
         "Everything at once: a read that is left standing would keep the WAL from being emptied."
         with damage_told(self.path):
             rows = self._db.execute(f"SELECT {select}", values).fetchall()
@@ -121,24 +121,24 @@ class JournalReader:
         self.close()
 
 
-def _first(r: tuple) -> Any:
+def _first(r: tuple[Any, ...]) -> Any:
     return r[0]
 
 
-def _mark(r: tuple) -> tuple[tuple[str, str, int], Mark]:
+def _mark(r: tuple[Any, ...]) -> tuple[tuple[str, str, int], Mark]:
     return r[:3], Mark(r[2], r[3], set(array("q", r[4])), *r[5:])
 
 
-def _row(r: tuple) -> Row:
+def _row(r: tuple[Any, ...]) -> Row:
     nan = float("nan")
     numbers = [nan if v is None else v for v in r[6:11]]  # SQLite keeps NaN as NULL
     return Row._make([*r[:6], *numbers, bool(r[11]), *r[12:16], bool(r[16]), bool(r[17]), from_json(r[18]), from_json(r[19]), from_json(r[20]),
                       np.frombuffer(r[21], np.float32), r[22], r[23], tuple(r[24].split()), *r[25:]])
 
 
-def _event(r: tuple) -> Event:
+def _event(r: tuple[Any, ...]) -> Event:
     return Event._make([*r[:7], from_json(r[7]), *r[8:]])
 
 
-_KINDS: dict[type, tuple[str, str, Callable[[tuple], Record]]] = {
+_KINDS: dict[type, tuple[str, str, Callable[[tuple[Any, ...]], Record]]] = {
     Row: (_VERDICT, "verdict", _row), Event: (_EVENT, "event", _event), Raw: (_RAW, "raw", Raw._make)}

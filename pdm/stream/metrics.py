@@ -207,7 +207,7 @@ class AgentMetrics:
 # %% ../../nbs/stream/metrics.ipynb #metr527508
 class SinkMetrics:
     "The numbers of all sinks of one process."
-    def __init__(self):
+    def __init__(self) -> None:
         self.registry = r = CollectorRegistry()
         show_build(r)
         self.up = Gauge("pdm_sink_up", "1 while the sink's last write went well", ["sink"], registry=r)

@@ -68,7 +68,7 @@ class Page:
         self._server.server_close()
         self._thread.join(2)
 
-    def _answer(self, environ: dict, start: Callable) -> Any:
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
         "One request."
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         if path == "/metrics" and method == "GET":
@@ -84,7 +84,7 @@ class Page:
         start(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
         return [body]
 
-    def _content(self, method: str, path: str, environ: dict) -> tuple[str, Any]:
+    def _content(self, method: str, path: str, environ: dict[str, Any]) -> tuple[str, Any]:
         if method == "GET" and path in self._checks:
             wrong = self._checks[path]()
             return ("503 Service Unavailable" if wrong else "200 OK"), {"ok": not wrong, "reasons": wrong}
@@ -102,7 +102,7 @@ class Page:
             body = environ["wsgi.input"].read(int(size))
         return "200 OK", self._routes[method, path](dict(parse_qsl(environ.get("QUERY_STRING", ""))), body)
 
-    def _may(self, environ: dict) -> bool:
+    def _may(self, environ: dict[str, Any]) -> bool:
         "Whether whoever asks may change anything."
         if self._token:
             return hmac.compare_digest(environ.get("HTTP_AUTHORIZATION", "").encode(), f"Bearer {self._token}".encode())

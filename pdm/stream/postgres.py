@@ -136,7 +136,7 @@ class PostgresSink:
                 raise InvalidInput(f"{self.where} refuses a row: {_first_line(e)}", "rejected") from e
 
     def report(self,
-        rows: Sequence[tuple],  # site, node, t_ns, digest, name, before, after, reason, details as JSON: of `pdm.stream.reports`
+        rows: Sequence[tuple[Any, ...]],  # site, node, t_ns, digest, name, before, after, reason, details as JSON: of `pdm.stream.reports`
     ) -> None:
         "Keep what updaters have done; what is there already stays. Raises `PartMissing`."
         with self._session() as db:

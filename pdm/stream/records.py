@@ -143,7 +143,7 @@ class Group:
     events: list[Event] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
     marks: dict[tuple[str, str, int], Mark] = field(default_factory=dict)                # (asset, stream, epoch)
-    states: dict[tuple[str, str], tuple[str, dict]] = field(default_factory=dict)        # calibration's digest, state of the monitor
+    states: dict[tuple[str, str], tuple[str, dict[str, Any]]] = field(default_factory=dict)        # calibration's digest, state of the monitor
     gone: list[tuple[str, str, int]] = field(default_factory=list)                       # marks to be forgotten, before these marks
     raw: list[Raw] = field(default_factory=list)
-    alarms: dict[str, dict] = field(default_factory=dict)                                # by asset: the alarm as it stands
+    alarms: dict[str, dict[str, Any]] = field(default_factory=dict)                                # by asset: the alarm as it stands

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import PdmError
 from .bus import backoff_s
@@ -31,7 +31,7 @@ def sites_of(
 def steps_in(
     file: Path,     # a rollout's; it may not be there yet
     after: int = 0, # the last id that is known already
-) -> list[tuple]:   # id, t_ns, digest, name, before, after, reason, details as JSON
+) -> list[tuple[Any, ...]]:   # id, t_ns, digest, name, before, after, reason, details as JSON
     "The steps in a rollout's file, the oldest first. Only looks."
     if not file.exists():
         return []
@@ -46,7 +46,7 @@ def steps_in(
 
 class Place(Protocol):
     "Where reports come together."
-    def report(self, rows: list[tuple]) -> None: ...
+    def report(self, rows: list[tuple[Any, ...]]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -84,8 +84,8 @@ class Candidate(NamedTuple):
     reason: str      # why it is there, or what it waits for
     since_ns: int    # when it came into this state
     rollback: bool   # an older version is meant
-    artifact: dict   # what is executed in its place: path, precision, tolerance
-    parity: dict     # how that compares with the bundle's own graph
+    artifact: dict[str, Any]   # what is executed in its place: path, precision, tolerance
+    parity: dict[str, Any]     # how that compares with the bundle's own graph
     settled: bool    # promoted, and its probation is over
 
 
@@ -104,7 +104,7 @@ class Step(NamedTuple):
     before: str
     after: str
     reason: str
-    details: dict
+    details: dict[str, Any]
 
 
 class Rollout:
@@ -327,14 +327,14 @@ class Rollout:
 
     def keep_states(self,
         digest: str,
-        states: Mapping[tuple[str, str], tuple[str, dict]],  # by asset and stream: digest of the calibration, state of the monitor
+        states: Mapping[tuple[str, str], tuple[str, dict[str, Any]]],  # by asset and stream: digest of the calibration, state of the monitor
     ) -> None:
         "Write down how the monitors of a version stand."
         with self._transaction() as db:
             db.executemany("INSERT OR REPLACE INTO monitor VALUES (?,?,?,?,?)", [(digest, *key, calibration, json.dumps(state))
                                                                                   for key, (calibration, state) in states.items()])
 
-    def states(self, digest: str) -> dict[tuple[str, str], tuple[str, dict]]:
+    def states(self, digest: str) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
         "As `keep_states` was given them."
         rows = self._db.execute("SELECT asset, stream, calibration, state FROM monitor WHERE digest = ?", (digest,)).fetchall()
         return {(a, s): (c, json.loads(state)) for a, s, c, state in rows}

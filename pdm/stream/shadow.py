@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -99,7 +99,7 @@ class Shadow:
         "End it at once."
         self._end(drain=False)
 
-    def states(self) -> dict[Key, tuple[str, dict]]:
+    def states(self) -> dict[Key, tuple[str, dict[str, Any]]]:
         "How its monitors stand, each with the digest of its calibration. Empty where it is busy: ask again."
         if not self._at_work.acquire(timeout=1.0):
             return {}

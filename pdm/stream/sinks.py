@@ -53,14 +53,14 @@ _VERDICT = ("asset, stream, epoch, seq, t_ns, score, p_value, p_unadapted, offse
 _EVENT = "asset, stream, episode, kind, t_ns, epoch, seq, details, committed_ns"
 
 
-def _verdict(r: Row) -> tuple:
+def _verdict(r: Row) -> tuple[Any, ...]:
     maps = (json.dumps(dict(m)) for m in (r.channel_scores, r.indicators, r.conditions))
     return (r.asset, r.stream, r.epoch, r.seq, r.t_ns, r.score, r.p_value, r.p_unadapted, r.offset_db, r.threshold, r.alarm, r.severity, r.state, r.fault,
             r.episode, r.supported, r.extrapolating, *maps, r.embedding.tobytes(), r.model, r.engine, " ".join(r.flags),
             r.asset_severity, r.worst, r.committed_ns)
 
 
-def _event(e: Event) -> tuple:
+def _event(e: Event) -> tuple[Any, ...]:
     return (e.asset, e.stream, e.episode, e.kind, e.t_ns, e.epoch, e.seq, json.dumps(dict(e.details)), e.committed_ns)
 
 

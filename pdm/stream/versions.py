@@ -136,7 +136,7 @@ def own(
     load: Load,                       # how a bundle becomes a model
     journal: JournalReader,           # where monitors and alarms stood
     chosen: Mapping[Key, Choice] | None = None,                # default: as installed
-    warm: Mapping[Key, tuple[str, dict]] | None = None,        # where the monitors of a version stood that came to judge while no agent was there
+    warm: Mapping[Key, tuple[str, dict[str, Any]]] | None = None,        # where the monitors of a version stood that came to judge while no agent was there
 ) -> list[Owned]:
     "The streams of the asset records, each as it was left. Raises what `installed` does."
     records = list(records)
@@ -252,7 +252,7 @@ class Follower:
 
     def own(self, journal: JournalReader) -> list[Owned]:
         "The agent's streams, with the versions that the rollout has at work. One that can't be loaded leaves what is installed in place."
-        chosen, warm = dict(self._installed), dict[Key, tuple[str, dict]]()
+        chosen, warm = dict(self._installed), dict[Key, tuple[str, dict[str, Any]]]()
         for name in self._streams:
             self._main[name], self._beside[name], self._released[name], self._executed[name] = "", None, set(), None
         running, _, self._known = self._rollout.standing()
@@ -365,7 +365,7 @@ class Follower:
         loaded = {} if ready else self._loaded(name, digest, digest)
         if loaded is None:
             return
-        states: dict[Key, tuple[str, dict]] = {}
+        states: dict[Key, tuple[str, dict[str, Any]]] = {}
 
         def exchange(judge: Judge) -> Group:
             versions = shadow.take() if ready and shadow is not None else loaded
