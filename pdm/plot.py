@@ -117,9 +117,9 @@ def envelope_spectrum(
                 ax.legend(loc="center right")
         elif lines:
             for i, (name, field, times) in enumerate(FAMILIES.values()):
-                colour = (*look.palette[1:5], look.grey)[i]
+                colour, style = (*look.palette[1:4], look.ink, look.grey)[i], ("-", "-", "-", "--", ":")[i]
                 for k in (1, 2, 3):
-                    ax.axvline(k * times * getattr(lines, field), color=colour, lw=2.5, alpha=0.55 / k, zorder=1,
+                    ax.axvline(k * times * getattr(lines, field), color=colour, ls=style, lw=2.5, alpha=0.55 / k, zorder=1,
                                label=f"{name} {times * getattr(lines, field):.1f} Hz" if k == 1 else None)
             ax.legend(loc="upper right", title="first line", title_fontsize=9)
         ax.plot(*thin(freq[shown], amp[shown]), color=look.signal, lw=1, zorder=3)
@@ -133,6 +133,12 @@ def _spans(flags: np.ndarray) -> list[tuple[int, int]]:
     "First index and one past the last of each run of true flags."
     edges = np.flatnonzero(np.diff(np.concatenate(([0], np.asarray(flags, bool).astype(int), [0]))))
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+class _Plain(LogFormatter):
+    "Of those that a LogFormatter labels, each as a plain number: 0.6, not 6e-01."
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def score_timeline(
@@ -162,7 +168,7 @@ def score_timeline(
         if (y > 0).all():
             ax.set_yscale("log")
             for axis, thresholds in ((ax.yaxis.set_major_formatter, None), (ax.yaxis.set_minor_formatter, (1.3, 0.5))):
-                axis(LogFormatter(minor_thresholds=thresholds))  # 1, 10, 100, and some between when there are few
+                axis(_Plain(minor_thresholds=thresholds))  # 1, 10, 100, and some between when there are few
         ax.set(xlabel=f"time ({unit})", ylabel="score", xlim=(t[0] / size, (t[-1] + hop) / size))
         ax.margins(y=0.12)
         for name, at in (marks or {}).items():

@@ -48,7 +48,7 @@ def calibration(
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         ax.set(xlabel="score (dB)", ylabel="healthy windows above it", ylim=(None, 1.2))
         ax.legend(loc="lower left")
-        ax.set_title(title or f"{record.false_alarms_per_day:g} false alarms a day: {'supported' if record.supported else 'not supported'}")
+        ax.set_title(title or f"{record.false_alarms_per_day:g} false alarm{'' if record.false_alarms_per_day == 1 else 's'} a day: {'supported' if record.supported else 'not supported'}")
     return ax
 
 # %% ../nbs/plot_model.ipynb #pmod12

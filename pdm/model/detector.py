@@ -412,12 +412,12 @@ class Detector:
         assets = [a for a in self.calibrations if a]
         return card(f"Detector {c.name}", "promise supported" if r.supported else "promise not supported", "good" if r.supported else "watch", {
             **c.in_words, "chosen": self._report.get("auto", {}).get("reason"),
-            "promise": f"{r.false_alarms_per_day:g} false alarms a running day, by {r.confirmations} confirmations {r.spacing_s:.3g} s apart",
+            "promise": f"{r.false_alarms_per_day:g} false alarm{'' if r.false_alarms_per_day == 1 else 's'} a running day, by {r.confirmations} confirmations {r.spacing_s:.3g} s apart",
             "least delay": f"{r.report['least_delay_s']:.3g} s" if "least_delay_s" in r.report else None, "because": list(r.reasons),
             "assets": assets if len(assets) < 6 else f"{len(assets)} of the type"})
 
     def __repr__(self) -> str:
         c, r = self.contract, self.calibration
-        promise = f"{r.false_alarms_per_day:g} false alarms a day {'supported' if r.supported else 'not supported'}"
+        promise = f"{r.false_alarms_per_day:g} false alarm{'' if r.false_alarms_per_day == 1 else 's'} a day {'supported' if r.supported else 'not supported'}"
         return (f"Detector({c.name}, {c.kind}, {len(c.channels)} x {c.samples} at {c.rate_hz:g} Hz, {promise}, "
                 f"{r.confirmations} confirmations)")
