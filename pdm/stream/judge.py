@@ -30,7 +30,7 @@ from .service import traced
 # %% ../../nbs/stream/judge.ipynb #judgd186be
 log = logging.getLogger(__name__)
 _AGAIN_NS = 3_600_000_000_000  # a sensor fault that was away for longer is told again
-_TRIES = 3  # so often is a fault that stays undetermined looked at again
+_TRIES = 3  # so often is a fault looked at that has no name yet
 _CELSIUS = ("C", "°C", "degC")  # units of temperature
 
 
@@ -283,7 +283,8 @@ class Judge:
     def _ask(self, o: Owned) -> None:
         "Have the fault named, if this stream is in alarm without one and has signal enough."
         alarm = self.assets[o.asset].alarm
-        if o.alarm and alarm.active and o.fault is None and not o.diagnosing and o.capture.last.t_ns >= o.next_try_ns:
+        nameless = o.fault is None or (o.fault == "unknown" and o.tries < _TRIES)
+        if o.alarm and alarm.active and nameless and not o.diagnosing and o.capture.last.t_ns >= o.next_try_ns:
             o.diagnosing = self._namer.ask(o, alarm.episode or "", o.capture, o.bearing)
 
     def _collect(self, group: Group) -> None:
@@ -293,8 +294,8 @@ class Judge:
             o.diagnosing, o.tries = False, o.tries + 1
             if d.episode != asset.alarm.episode or not asset.alarm.active:
                 continue
-            if d.fault == "undetermined" and o.tries < _TRIES:
-                o.next_try_ns = w.t_ns + round(self._namer.seconds * 1e9)  # with signal that it has not seen
+            o.next_try_ns = w.t_ns + round(self._namer.seconds * 1e9 * max(1.0, o.hop_s / w.duration_s))  # with signal that it has not seen
+            if d.fault == o.fault or (d.fault == "undetermined" and (o.fault or o.tries < _TRIES)):
                 continue
             o.fault = d.fault
             self._happen(asset, Event(o.asset, o.stream, d.episode, "diagnosed", w.t_ns, w.epoch, w.seq, {**d.details, **asset.alarm.silenced}), group)
