@@ -1,11 +1,13 @@
 """JupyterLab as `make lab` starts it: a notebook is clean whenever it is saved, and nothing is asked of the network. Your own configuration goes first."""
 
+from pathlib import Path
+
 from nbdev.clean import clean_jupyter
 
 
 def clean(path, model, **more):
     "nbdev's cleaning, and no views of widgets: without this kernel they show nothing."
-    clean_jupyter(path=path, model=model, **more)
+    clean_jupyter(path=path if Path(path).exists() else None, model=model, **more)  # nbdev trusts the file, and a new one is none yet
     if model["type"] == "notebook":
         for cell in model["content"]["cells"]:
             if "outputs" in cell:
