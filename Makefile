@@ -27,11 +27,13 @@ TESTS ?= $$($(BIN)/python tools/parts.py $(PART))
 COVERED_PARTS ?=
 ifdef COVERAGE
 RUN_LESSONS := rm -rf build/coverage && $(BIN)/coverage run tools/lessons.py
+RUN_TUTORIALS := $(BIN)/coverage run tools/tutorials.py
 RUN_TESTS := $(BIN)/coverage run -m pytest
 COMBINE := ; code=$$?; $(BIN)/coverage combine -q --append; exit $$code
 TEST_END := ; code=$$?; $(MAKE) --no-print-directory covered; exit $$code
 else
 RUN_LESSONS := $(BIN)/nbdev_test
+RUN_TUTORIALS := $(BIN)/python tools/tutorials.py
 RUN_TESTS := $(BIN)/python -m pytest
 endif
 
@@ -85,11 +87,11 @@ demo-loop: setup  ## the world changes, a new model takes over under traffic, a 
 test: setup  ## lessons of all notebooks, tutorials, pytest; make test COVERAGE=1 also says which lines of pdm/ they ran
 	(set -e; for part in $(TEST); do $(MAKE) --no-print-directory $$part; done)$(TEST_END)
 
-lessons: setup  ## the lessons of all notebooks, or of some: make lessons LESSONS=nbs/signal
-	$(RUN_LESSONS) --n_workers 2 --path $(LESSONS)$(COMBINE)
+lessons: setup  ## the lessons of all notebooks but the tutorials, or of some: make lessons LESSONS=nbs/signal
+	$(RUN_LESSONS) --n_workers 2 --path $(LESSONS) --skip_folder_re '^([_.]|tutorials$$)'$(COMBINE)
 
-tutorials: setup  ## papermill runs the tutorials, and the pipeline's steps on a small plant; leaves build/tutorials
-	$(BIN)/python tools/tutorials.py
+tutorials: setup  ## papermill runs the tutorials, as the tests of the pipeline run its steps; leaves build/tutorials
+	$(RUN_TUTORIALS)$(COMBINE)
 
 pytest: setup  ## the tests, or some: make pytest PART=2/4, make pytest TESTS=tests/test_cli.py
 	$(RUN_TESTS) -n 3 --dist loadfile --no-loadscope-reorder --junitxml=build/junit/pytest.xml $(TESTS)$(COMBINE)

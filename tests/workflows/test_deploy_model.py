@@ -5,6 +5,7 @@ the actions of others (`stand_ins`), GitHub's issues, a loop of `git pull` in pl
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -186,7 +187,8 @@ def test_an_approved_model_is_looked_at_and_goes_from_the_canary_to_the_other_ri
     assert done.returncode == 0, done.stdout[-4000:]
     assert plant.stands("canary") == plant.stands("rest") == [new]
     assert plant.runs_at(0) == plant.runs_at(1) == new
-    assert "agrees with ONNX Runtime on 100.0%" in done.stdout and "canary: settled" in done.stdout and "rest: promoted" in done.stdout
+    assert "agrees with ONNX Runtime on 100.0%" in done.stdout and "canary: settled" in done.stdout
+    assert re.search("rest: (promoted|settled)", done.stdout), "its probation may be over before it is asked"
     assert "acme/lyon" not in done.stdout and not plant.issues.open  # a public log names no site
     commits = plant.git("log", "--format=%h")
     assert plant.run(digest=new).returncode == 0 and plant.git("log", "--format=%h") == commits  # a rerun repeats nothing
