@@ -41,20 +41,20 @@ class Settings(BaseSettings):
     "All that a running pdm can be told. Every field can be set as `PREDMAINT_<NAME>` too."
     model_config = SettingsConfigDict(env_prefix="PREDMAINT_", extra="forbid", frozen=True)
 
-    broker_url: str = "embedded:"        # `embedded:` | `mqtt://host:1883` | `mqtts://host:8883` | `kafka://host:9092`
-    engine_url: str = "embedded:"        # `embedded:` (tritonserver from its wheel) | `inprocess:` | `grpc://triton:8001`
-    tsdb_url: str = "sqlite:"            # `sqlite:` (in `state_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket` (`influxdbs:` with TLS)
-    warehouse_url: str = ""              # none | `postgresql://…` | `bigquery://project/dataset`
+    broker_url: str = "embedded:"        # who carries windows: `embedded:` | `mqtt://host:1883` | `mqtts://host:8883` | `kafka://host:9092`
+    engine_url: str = "embedded:"        # who runs models: `embedded:` (tritonserver from its wheel) | `inprocess:` | `grpc://triton:8001`
+    tsdb_url: str = "sqlite:"            # verdicts over time: `sqlite:` (in `state_dir`) | `sqlite:path` | `influxdb://host:8086/org/bucket` (`influxdbs:` with TLS)
+    warehouse_url: str = ""              # verdicts and events as tables, and what sites report: none | `postgresql://…` | `bigquery://project/dataset`
     tracking_url: str = "sqlite:"        # MLflow: `sqlite:` (in `state_dir`) | `sqlite:path` | `https://mlflow…`
-    pipeline_url: str = "local:"         # `local:` | `https://kubeflow…`
-    archive_url: str = ""                # none | `file:folder` | `s3://…` | `gs://…`
-    alert_urls: tuple[str, ...] = ()     # `mqtt:` (the broker's topic pdm/v1/…/alert) | `http(s)://…`, which gets Alertmanager's JSON
+    pipeline_url: str = "local:"         # who runs the steps of a retraining: `local:` | `https://kubeflow…`
+    archive_url: str = ""                # raw windows, to learn from: none | `file:folder` | `s3://…` | `gs://…`
+    alert_urls: tuple[str, ...] = ()     # who is told of alarms: `mqtt:` (the broker's topic pdm/v1/…/alert) | `http(s)://…`, which gets Alertmanager's JSON
     influx_token: SecretStr = SecretStr("")  # of tsdb_url; better in the environment than in a file
     archive_healthy_share: float = Field(default=0.01, ge=0, le=1)  # of the healthy windows, kept as a sample
     archive_p_below: float = Field(default=0.001, ge=0, le=1)       # a window less likely than this is suspicious, and kept
-    archive_retention_days: float = Field(default=90, gt=0)         # healthy windows
-    archive_suspicious_retention_days: float = Field(default=730, gt=0)
-    archive_max_gb: float = Field(default=50, gt=0)                 # all of it; the oldest healthy days go first
+    archive_retention_days: float = Field(default=90, gt=0)         # so long healthy windows stay
+    archive_suspicious_retention_days: float = Field(default=730, gt=0)  # so long all others stay
+    archive_max_gb: float = Field(default=50, gt=0)                 # the whole archive; the oldest healthy days go first
     archive_max_mb_per_day: float = Field(default=500, gt=0)        # of one asset; healthy windows may take half
     archive_rows_per_file: int = Field(default=512, ge=1)           # most windows in a file
     archive_pause_s: float = Field(default=60, gt=0)                # windows wait so long for others, so that files are large
@@ -63,12 +63,12 @@ class Settings(BaseSettings):
     journal_keep_days: float = Field(default=30, gt=0)             # verdicts that every sink has are kept so long
     journal_max_gb: float = Field(default=10, gt=0)                # the journal's size; what every sink has goes first
     store_keep_days: float = Field(default=365, gt=0)              # verdicts and events stay so long in the SQLite store
-    journal_full: Literal["stop", "drop_oldest"] = "stop"          # then: acknowledge nothing more, or forget what is oldest
+    journal_full: Literal["stop", "drop_oldest"] = "stop"          # at `journal_max_gb`: acknowledge nothing more, or forget what is oldest
     assets: Path = Path("assets.yaml")   # the asset records
     agent_id: str = "agent"              # unique among the agents of a broker
-    metrics_port: int = Field(default=9464, ge=0, lt=65536)        # Prometheus endpoint of the agent; 0: any free port
-    sinks_metrics_port: int = Field(default=9465, ge=0, lt=65536)  # the same of the sinks
-    metrics_address: str = "127.0.0.1"
+    metrics_port: int = Field(default=9464, ge=0, lt=65536)        # Prometheus endpoint of the agent, and alarms over HTTP; 0: any free port
+    sinks_metrics_port: int = Field(default=9465, ge=0, lt=65536)  # Prometheus endpoint of the sinks
+    metrics_address: str = "127.0.0.1"   # where these pages listen; `0.0.0.0`: whoever reaches this machine may read them
     api_token: SecretStr = SecretStr("")                           # who may change alarms over HTTP; without it only from this machine
     batch: int = Field(default=64, ge=1, le=64)                    # most windows in one inference
     window: int = Field(default=64, ge=1)                          # W: most unacknowledged windows a stream
@@ -90,19 +90,19 @@ class Settings(BaseSettings):
     engine_workspace_mb: int = Field(default=1024, ge=16)          # of TensorRT, while it builds
     updater_metrics_port: int = Field(default=9466, ge=0, lt=65536)  # Prometheus endpoint of the updater
     shadow_windows: int = Field(default=300, ge=1)                 # so many windows a challenger scores beside the champion,
-    shadow_minutes: float = Field(default=60, gt=0)                # or for so long, whichever comes first
+    shadow_minutes: float = Field(default=60, gt=0)                # or it runs beside it for so long, whichever comes first
     probation_minutes: float = Field(default=60, gt=0)             # after it was promoted, it is rolled back by rule
     rollout_free_mb: float = Field(default=256, ge=0)              # memory that must be left for a challenger to go on
     pipeline_root: str = ""              # where runs keep what they make: none (`runs` in `state_dir`) | `file:folder` | `s3://…` | `gs://…` | `minio://…`
     pipeline_token: SecretStr = SecretStr("")  # of pipeline_url
     pipeline_namespace: str = ""         # ours, in a Kubeflow of many users
     pipeline_image: str = "predmaint-python:0.1.0"  # in which steps run on a cluster; better with its digest
-    pipeline_cpu: str = Field(default="1", pattern=r"^\d+(\.\d+)?m?$")                  # that a step asks for
-    pipeline_memory: str = Field(default="4Gi", pattern=r"^\d+(\.\d+)?[EPTGMK]i?$")     # the same
-    pipeline_gpu: str = Field(default="", pattern=r"^([a-z0-9.-]+/[a-z0-9.-]+=\d+)?$")  # that training asks for, as in `nvidia.com/gpu=1`
+    pipeline_cpu: str = Field(default="1", pattern=r"^\d+(\.\d+)?m?$")                  # processors that a step asks for
+    pipeline_memory: str = Field(default="4Gi", pattern=r"^\d+(\.\d+)?[EPTGMK]i?$")     # memory that a step asks for
+    pipeline_gpu: str = Field(default="", pattern=r"^([a-z0-9.-]+/[a-z0-9.-]+=\d+)?$")  # what training asks for beyond that, as in `nvidia.com/gpu=1`
     pipeline_node_pool: str = Field(default="", pattern=r"^([^=]+=[^=]+)?$")            # `label=value` of the nodes that train, and of their taint
     signing_key: Path | None = None      # private key (PEM) that bundles are signed with
-    signing_certificate: Path | None = None  # and its certificate, where authorities are trusted
+    signing_certificate: Path | None = None  # the certificate of `signing_key`, where authorities are trusted
     release_url: str = ""                # who is told of a model that has passed its gates: nobody | `github://owner/repository` | `file:path` of a file of desired digests (`{ring}` in it: one a ring); `file:` is this node's
     release_token: SecretStr = SecretStr("")   # of release_url: may write to the repository's contents; better in the environment than in a file
     release_token_file: Path | None = None     # the same in a file of its own, such as a mounted secret

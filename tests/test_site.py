@@ -171,6 +171,7 @@ def test_the_reference_names_each_command_setting_metric_and_alert():
     cli, settings, metrics = (reference.PAGES[n]() for n in ("cli", "settings", "metrics"))
     assert [p for p in paths(get_command(app)) if p != "predmaint" and f"`{p}`\n" not in cli] == []
     assert [s for s in Settings.model_fields if f"`PREDMAINT_{s.upper()}`" not in settings] == []
+    assert [name for name, _, _, meaning in reference.fields(Settings) if not meaning] == []
     exported = {m.name for service in (AgentMetrics(), SinkMetrics(), LoopMetrics()) for m in service.registry.collect()}
     assert [m for m in exported if f"`{m}`" not in metrics and f"`{m}_total`" not in metrics and f"`{m}_info`" not in metrics] == []
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -41,6 +41,19 @@ def unlisted() -> list[str]:
 
 
 # What stands on a page before it is rendered
+
+if __name__ == "__mp_main__":  # a worker of nbdev's: a type that a module imports for type checkers alone is shown as it is written
+    import fastcore.docments
+    from inspect import Signature, signature
+
+    def _as_written(of: Callable[..., object], **how: bool) -> Signature:
+        try:
+            return signature(of, **how)
+        except NameError:
+            return signature(of)
+
+    fastcore.docments.signature = _as_written
+
 
 def _promise(source: Path) -> tuple[str, str]:
     "Title and promise of a page."
@@ -159,7 +172,11 @@ def site() -> Path:
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")  # nbdev's word on hidden cells that import and do more
     refresh_quarto_yml()
     source, began = ROOT / "_proc", time.time()
-    proc_nbs(str(NBS))  # what has changed since the folder's time, which is quicker than all
+    try:
+        proc_nbs(str(NBS))  # what has changed since the folder's time, which is quicker than all
+    except BaseException:
+        shutil.rmtree(source, ignore_errors=True)  # its time says nothing now
+        raise
     for old in source.rglob("*"):
         if old.is_file() and not (NBS / old.relative_to(source)).exists():
             old.unlink()  # it has left nbs/
