@@ -30,10 +30,6 @@ def result(**data):
     return {"output_type": "execute_result", "execution_count": None, "metadata": {}, "data": data}
 
 
-def test_no_committed_notebook_holds_more_than_a_reader_needs():
-    assert outputs.check() == []
-
-
 @pytest.mark.parametrize("given,says", [
     (text("kept in /home/ann/pdm/build"), "path"), (result(**{"text/plain": "PosixPath('/tmp/x7f/bundles')"}), "path"),
     (text("no GPU here", "stderr"), "stderr"), (text("UserWarning: deprecated\n"), "warning"),

@@ -8,6 +8,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import outputs
 import rooms
 from docs import ROOT, readme, unlisted
 
@@ -107,6 +108,13 @@ def linked() -> bool:
     return not wrong
 
 
+def shown() -> bool:
+    "Committed outputs are plots and tables that a reader needs."
+    for sentence in (wrong := outputs.check()):
+        print(f"  {sentence}")
+    return not wrong
+
+
 def fresh() -> bool:
     print("- README and sidebar", flush=True)
     if (ROOT / "README.md").read_text() != readme():
@@ -119,5 +127,5 @@ def fresh() -> bool:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
-        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (run, *DUPLICATES), (parameters,), (headed,), (leaves_nothing,), (ruled,), (linked,), (fresh,))]
+        checks = [pool.submit(*call) for call in ((generated,), (run, "mypy"), (run, "ruff", "check", "."), (run, *DUPLICATES), (parameters,), (headed,), (leaves_nothing,), (ruled,), (linked,), (shown,), (fresh,))]
     sys.exit(0 if all(check.result() for check in checks) else 3)
