@@ -234,11 +234,11 @@ def inject_blind(
             frequency, damping, interval = rng.uniform(0.04, 0.4), rng.uniform(0.02, 0.08), rng.uniform(64, 512)
             jitter = rng.uniform(*FAMILIES["auto"].jitter)
             hits = rng.uniform(0, interval) + np.cumsum(interval * rng.normal(1, jitter, int(samples / interval) + 2))
-            fault, lasts = np.zeros(samples), int(40 / (2 * np.pi * damping * frequency)) + 1  # samples, after which 1e-17 of a ring is left
+            rings, lasts = np.zeros(samples), int(40 / (2 * np.pi * damping * frequency)) + 1  # samples, after which 1e-17 of a ring is left
             for hit in hits[hits < samples]:
                 first = max(0, int(np.ceil(hit)))
                 since = np.arange(first, min(samples, first + lasts)) - hit
-                fault[first:first + lasts] += np.exp(-2 * np.pi * damping * frequency * since) * np.sin(2 * np.pi * frequency * since)
-            fault *= severity
+                rings[first:first + lasts] += np.exp(-2 * np.pi * damping * frequency * since) * np.sin(2 * np.pi * frequency * since)
+            fault = severity * rings
         faulty[i, c] += spread[i, c] * fault
     return faulty
