@@ -229,7 +229,7 @@ def inject_blind(
     for i in range(n):
         c = rng.choice(moving) if len(moving) else rng.integers(channels)
         if samples < shortest:
-            fault: np.ndarray = severity * (rng.choice([-1, 1]) * np.ones(samples) if i % 2 else rng.normal(size=samples))
+            fault = np.asarray(severity * (rng.choice([-1, 1]) * np.ones(samples) if i % 2 else rng.normal(size=samples)))
         else:
             frequency, damping, interval = rng.uniform(0.04, 0.4), rng.uniform(0.02, 0.08), rng.uniform(64, 512)
             jitter = rng.uniform(*FAMILIES["auto"].jitter)
