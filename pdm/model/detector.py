@@ -36,7 +36,7 @@ def _torch_run(graph: "WindowGraph") -> Run:
 
     def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         with one_thread(), torch.no_grad():
-            return [out.numpy() for out in graph(*(torch.from_numpy(v) for v in feed.values()))]
+            return [out.numpy() for out in graph(*(torch.from_numpy(np.require(v, requirements="W")) for v in feed.values()))]
 
     return run
 
