@@ -43,8 +43,9 @@ def unlisted() -> list[str]:
 # What stands on a page before it is rendered
 
 if __name__ == "__mp_main__":  # a worker of nbdev's: a type that a module imports for type checkers alone is shown as it is written
-    import fastcore.docments
     from inspect import Signature, signature
+
+    import fastcore.docments
 
     def _as_written(of: Callable[..., object], **how: bool) -> Signature:
         try:
