@@ -36,7 +36,7 @@ def card(
     cells = "".join(f"<tr>{''.join(f'<{tag} style={left!r}>{_text(v)}</{tag}>' for v in row)}</tr>" for tag, row in zip(["th", *["td"] * len(table)], table, strict=False))
     return (f"<div style='border-left:4px solid {colour};padding:2px 0 2px 12px;margin:4px 0'><b>{escape(title)}</b> "
             f"<span style='border:1px solid {colour};border-radius:3px;padding:0 6px;margin-left:6px'>{escape(word)}</span>"
-            + "".join(f"<table style='margin:4px 0;border-collapse:collapse'>{part}</table>" for part in (lines, cells) if part) + "</div>")
+            + "".join(f"<table style='margin:4px 0;border-collapse:collapse;color:inherit'>{part}</table>" for part in (lines, cells) if part) + "</div>")
 
 
 def moment(
