@@ -641,7 +641,7 @@ def test_an_answer_that_would_have_to_be_unpacked_is_refused():
 
 
 CHILD = """
-import os, resource, signal, sys
+import atexit, os, resource, signal, sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -657,7 +657,9 @@ files = {f"{source.name}/{p.name}": Remote(partial(p.open, "rb")) for p in sorte
 if what == "killed":
     files[f"{source.name}/windows.npy"] = Remote(partial(nullcontext, Dies()))
 else:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most[1]))
+    atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, most)  # whoever measures coverage writes at the end
 fetch_from(files, source.name, folder)
 """
 

@@ -366,11 +366,13 @@ def test_a_file_that_can_not_be_written_leaves_the_repository_as_it_was(make_bun
     "The same for whoever is not root: a limit on the size of files, in a process of its own."
     bundle, folder = make_bundle(gain=4), tmp_path / "models"
     code = f"""
-import resource
+import atexit, resource
 from pdm.model.bundle import load_bundle
 from pdm.serve.repository import Repository
 repository = Repository({str(folder / "repository")!r})
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, most[1]))
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, most)  # whoever measures coverage writes at the end
 repository.publish(load_bundle({str(bundle.path)!r}))
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
