@@ -59,7 +59,7 @@ def test_clean_and_export_change_nothing(plant):
 def test_its_files_are_what_the_package_reads(plant, monkeypatch):
     monkeypatch.chdir(plant)
     settings = load_settings()
-    assert settings.policy and load_policy(settings).groups[0].retraining["name"] == "north_mill"
+    assert settings.policy and load_policy(settings).groups[0].retraining.name == "north_mill"
     assert [r.path for r in load_assets(settings.assets)] == [f"{load('scenario.yaml').path}/{name}" for name in load("scenario.yaml").asset_names]
     assert load("scenario.yaml").types["pump"].bearing == load_assets(settings.assets)[0].bearings["drive_end"].geometry()
 

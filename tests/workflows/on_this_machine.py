@@ -60,7 +60,9 @@ def run_act(folder: Path, job: str, event: str = "push", payload: dict | None = 
         command += [word for k, v in values.items() for word in (flag, f"{k}={v}")]
     command += [word for k, v in (matrix or {}).items() for word in ("--matrix", f"{k}:{v}")]
     command += [word for s in stand_ins() for word in ("--local-repository", s)]
-    mine = {k: v for k, v in os.environ.items() if not k.startswith(("GITHUB_", "ACTIONS_", "RUNNER_"))} | {"HOME": str(folder / "home")}
+    # neither another runner's words, nor those with which make has started these tests
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("GITHUB_", "ACTIONS_", "RUNNER_", "MAKE", "MFLAGS", "COVERAGE", "PYTEST_"))
+            and k not in ("PART", "TESTS", "LESSONS")} | {"HOME": str(folder / "home")}
     act = subprocess.Popen([str(c) for c in command], cwd=ROOT, env=mine, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         said, _ = act.communicate(timeout=timeout_s)
