@@ -60,7 +60,7 @@ def starts(quick: bool) -> tuple[dict[str, float], dict[str, dict]]:
 def coverage(quick: bool, data: str) -> tuple[float | None, str, dict[str, float]]:
     "Per cent of the lines of pdm/, what ran for it, and the same by file."
     if data:
-        what, file = f"of the run that left {data}", Path(data)
+        what, file = "of a run that was over before", Path(data)
     elif quick:
         run("rm", "-rf", "build/coverage")
         run(str(BIN / "coverage"), "run", "tools/lessons.py", "--path", "nbs/signal")
