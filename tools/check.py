@@ -96,6 +96,8 @@ def linked() -> bool:
     "A link to a file of ours leads to one, from each notebook and page; what the built site makes of it is the site's own check."
     wrong = []
     for p in [*ROOT.glob("*.md"), *ROOT.glob("edge/**/*.md"), *ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("pipelines/**/*.md")]:
+        if ".ipynb_checkpoints" in p.parts:  # JupyterLab's, not ours
+            continue
         text = p.read_text()
         if p.suffix == ".ipynb":
             text = "\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
