@@ -164,8 +164,8 @@ def calibrate(
         reasons.append(f"{m} effective windows bound a healthy exceedance by {rule.exceedance:.1%}, and {MAX_CONFIRMATIONS} "
                        "confirmations are not enough")
     if hours * EXTRAPOLATION < 24 / false_alarms_per_day * (1 - 1e-9):
-        reasons.append(f"calibration saw {_words(hours)}; {false_alarms_per_day:g} false alarms a day need "
-                       f"{_words(24 / false_alarms_per_day / EXTRAPOLATION)}, a tenth of the time between two")
+        reasons.append(f"calibration saw {_words(hours)} of the {_words(24 / false_alarms_per_day / EXTRAPOLATION)} that are needed: "
+                       "a tenth of the time between two false alarms")
     slowest = 0 if embedding is None else max(map(decorrelation, np.asarray(embedding, np.float64).T))
     if len(db) < SLOW * slowest:
         reasons.append(f"what the machine looks like wanders: it stays alike for {_words(slowest * hop_s / 3600)}, and calibration saw "
