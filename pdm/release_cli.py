@@ -21,7 +21,7 @@ from .promote_cli import actor
 def release(
     name: Annotated[str, typer.Argument(help="the model, as the bundle's contract calls it")],
     digest: Annotated[str, typer.Option(help="begin with this bundle, published where bundle_url says; without it go on with what was begun, or begin with the challenger")] = "",
-    rollback: Annotated[bool, typer.Option("--rollback", help="an older model is meant: all rings at once")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="with --digest: an older model is meant, all rings at once")] = False,
     wait: Annotated[str, typer.Option(help="until all rings have said that they run it, so long at most: 90s, 30m, 8h")] = "0s",
     status: Annotated[bool, typer.Option("--status", help="only say how it stands, and what happened")] = False,
     as_json: Json = False,
@@ -31,6 +31,8 @@ def release(
     from pdm.loop.release import follow, standing
     from pdm.loop.release import release as ask
     settings = load_settings()
+    if rollback and not digest:
+        raise InvalidInput("--rollback goes back to a bundle that is named: give its --digest (`predmaint promote NAME --rollback` prints the former champion's)")
     if status:
         if (found := standing(settings, name)) is None:
             raise InvalidInput(f"no release of {name} was asked for yet")
