@@ -139,7 +139,7 @@ def cli() -> str:
             line = f"* [`{listed[1]}`](#{path.replace(' ', '-')}): {helps[path]}"
         lines.append(line)
     out = head("Command line", "All commands of predmaint with all their options, as the commands themselves say.")
-    out += "Exit codes: 0 done; 1 the input is wrong; 2 a part is unreachable or missing; 3 a check said no.\n"
+    out += "Exit codes: 0 done; 1 the input is wrong; 2 a part is unreachable or missing; 3 a check said no; 4, of `step` and `retrain`, a mistake in a notebook or in pdm.\n"
     return out + "\n".join(lines) + "\n"
 
 
