@@ -267,7 +267,7 @@ if [[ $MODE == uninstall ]]; then
 fi
 steps
 if [[ $MODE == install ]]; then
-    say "the node is ready. Next: certificates, secrets, and the site itself${BUNDLE:+ (kubectl apply --server-side -f $DATA/manifests/site.yaml)}; see the page \"Install a site\""
+    say "the node is ready. Next: certificates, secrets, and the site itself${BUNDLE:+ (kubectl apply --server-side -f $DATA/manifests/site.yaml)}; see the page \"From laptop to Jetson\""
 elif [[ $((MISSING + WRONG)) != 0 ]]; then
     [[ $WRONG == 0 ]] || say "$WRONG to be brought by you; an installation would stop at these before its first change"
     [[ $MODE == dry-run ]] || say "$MISSING that install.sh would do"
