@@ -119,7 +119,7 @@ def replay(
     timeout: Annotated[float, typer.Option(min=0.1, help="longest time without any acknowledgement, seconds")] = 30.0,
     as_json: Json = False,
 ) -> None:
-    "Publish a recording as if it were live, until an agent has all of it. Ctrl-C ends it early."
+    "Publish a recording as if it were live, until an agent has acknowledged all of it. What it can't use it acknowledges too, and says why in its log. Ctrl-C ends it early."
     import signal
 
     from pdm.stream.broker import open_broker
