@@ -258,7 +258,7 @@ class Live:
                     self._options()
                     dirty |= self._chosen.is_set()
                     self._chosen.clear()
-                    self._say(f"{where}" if bus.connected else f"{where} does not answer; trying again")
+                    self._say(f"{where} does not answer; trying again" if not bus.connected else where if self.site.streams else f"{where}: nothing has come yet")
                     if dirty:
                         self._draw()
                     dirty, due = False, max(now + self.every_s, 2 * time.monotonic() - now)  # where drawing is slow, half of the time
@@ -268,9 +268,8 @@ class Live:
     def _options(self) -> None:
         if (names := tuple(sorted(self.site.streams))) != self.choice.options:
             chosen = self.choice.value
-            self.choice.options = names  # which chooses the first
-            if chosen in names:
-                self.choice.value = chosen
+            self.choice.options = names  # of which the widget chooses none by itself
+            self.choice.value = chosen if chosen in names else names[0]
 
     def _draw(self) -> None:
         asset, _, stream = self.site.chosen.rpartition("/")
