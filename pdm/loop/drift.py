@@ -195,11 +195,15 @@ class Evaluation:
         return tuple(a for a, d in self.drifts.items() if d.fired)
 
     def _repr_html_(self) -> str:
+        def what(d: Drift) -> str:
+            moved = [f"{s.quantity} {s.name} {s.effect:+.2f}" for s in d.shifts if s.fired]
+            return d.reason or ", ".join([*moved[:5], *([f"{len(moved) - 5} more"] if len(moved) > 5 else [])])
+
         tested = sum(not d.reason for d in self.drifts.values())
         some = sorted(self.drifts.values(), key=lambda d: not d.fired)[:20]
         return card(f"Drift report, {moment(self.t_ns)}", f"{len(self.fired)} of {len(self.drifts)} assets", "bad" if self.fired else "good" if tested else "none", {
             "tested": f"{tested} assets", "chance of a false one": f"{self.spent:.1e} at most", "not shown": f"{len(self.drifts) - len(some)} assets" if len(self.drifts) > len(some) else ""},
-            [("asset", "", "since", "what moved"), *((d.asset, d.word, moment(d.since_ns), d.reason or ", ".join(f"{s.quantity} {s.name} {s.effect:+.2f}" for s in d.shifts if s.fired)) for d in some)]
+            [("asset", "", "since", "what moved"), *((d.asset, d.word, moment(d.since_ns), what(d)) for d in some)]
             if some else ())
 
 

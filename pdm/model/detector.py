@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..card import card
+from ..card import card, lasting
 from ..errors import InvalidBundle, InvalidConfig, InvalidInput, InvalidWindow, NotEnoughData
 from .bundle import NOTICE_DB, Bundle, CalibrationRecord, Contract, Scored, graph_inputs, load_bundle, read_record, record_name, write_bundle
 from .inputs import (UNCALIBRATED, History, checked_name, checked_positive, checked_units, checked_windows, condition_matrix,
@@ -412,8 +412,8 @@ class Detector:
         assets = [a for a in self.calibrations if a]
         return card(f"Detector {c.name}", "promise supported" if r.supported else "promise not supported", "good" if r.supported else "watch", {
             **c.in_words, "chosen": self._report.get("auto", {}).get("reason"),
-            "promise": f"{r.false_alarms_per_day:g} false alarm{'' if r.false_alarms_per_day == 1 else 's'} a running day, by {r.confirmations} confirmations {r.spacing_s:.3g} s apart",
-            "least delay": f"{r.report['least_delay_s']:.3g} s" if "least_delay_s" in r.report else None, "because": list(r.reasons),
+            "promise": f"{r.false_alarms_per_day:g} false alarm{'' if r.false_alarms_per_day == 1 else 's'} a running day, by {r.confirmations} confirmations {lasting(r.spacing_s)} apart",
+            "least delay": lasting(r.report["least_delay_s"]) if "least_delay_s" in r.report else None, "because": list(r.reasons),
             "assets": assets if len(assets) < 6 else f"{len(assets)} of the type"})
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import log_ndtr, ndtr, ndtri, stdtrit
 
+from ..card import lasting
 from ..errors import InvalidInput
 from .calibrate import decorrelation
 
@@ -131,12 +132,6 @@ PACE = 0.6    # and the standard deviation of its logarithm
 CONFIRM = 5   # windows whose median counts as the level that has been reached
 
 
-def _words(seconds: float) -> str:
-    "A time as people say it."
-    size, unit = next(((size, unit) for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")) if seconds >= 2 * size), (1.0, "s"))
-    return "unlimited" if math.isinf(seconds) else f"{seconds / size:.3g} {unit}"
-
-
 @dataclass(frozen=True)
 class Trend:
     "Time to a limit, or why there is none. Seconds count from the last window that has a level."
@@ -156,7 +151,7 @@ class Trend:
             return f"not estimable: {self.reason}"
         if self.high_s == 0:
             return f"now: {self.reason}"
-        return f"{_words(self.low_s)} to {_words(self.high_s)} ({self.confidence:.0%}), {self.reason}"
+        return f"{lasting(self.low_s)} to {lasting(self.high_s)} ({self.confidence:.0%}), {self.reason}"
 
 
 def time_to_limit(
@@ -192,6 +187,6 @@ def time_to_limit(
     wanted = np.array([(1 - confidence) / 2, 0.5, (1 + confidence) / 2])
     low, mid, high = np.where(wanted > chance[-1], np.inf, np.exp(np.interp(wanted, chance, np.log(time))))
     hop = float(np.median(np.diff(t[-grown.windows:])))
-    words = f"{grown.rate * grown.span_s:.1f} dB in {_words(grown.span_s)}, {max(distance, 0):.1f} dB to go"
+    words = f"{grown.rate * grown.span_s:.1f} dB in {lasting(grown.span_s)}, {max(distance, 0):.1f} dB to go"
     return Trend(True, words, confidence, float(low), float(mid) + CONFIRM // 2 * hop, float(high) + (CONFIRM // 2 + 1) * hop,
                  grown.rate * 86400, float(t[-grown.windows]), grown.windows, grown.blocks)
