@@ -25,7 +25,8 @@ from pydantic_core import from_json
 from .config import AssetRecord, Settings, load_assets
 from .data.window import PREFIX, Window, decode, parse_topic
 from .errors import InvalidPayload, PartMissing, PdmError
-from .plot import FAMILIES, STYLE, envelope_spectrum, score_timeline, waveform
+from .plot import FAMILIES, envelope_spectrum, score_timeline, waveform
+from .plot_style import look_of
 from .signal.kinematics import fault_frequencies
 from .signal.spectrum import prewhiten, squared_envelope_spectrum
 from .stream.broker import open_broker
@@ -122,8 +123,8 @@ def figure(
     windows: int = 5,                   # the newest so many are drawn, where there is no gap between them
 ) -> Figure:
     "Waveform, envelope spectrum and score of one stream."
-    with rc_context(STYLE):
-        fig = Figure(figsize=(9, 7.2), layout="constrained", facecolor="white")
+    with rc_context(look_of().rc):
+        fig = Figure(figsize=(9, 7.2), layout="constrained")
         top, middle, bottom = fig.subplots(3)
         if seen.windows:
             w = seen.windows[-1]
@@ -153,7 +154,7 @@ def png(
 ) -> bytes:
     "The figure as a PNG."
     out = io.BytesIO()
-    with rc_context(STYLE):
+    with rc_context(look_of(fig.axes[0]).rc):
         fig.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
 
