@@ -254,7 +254,7 @@ class Live:
                     now = time.monotonic()
                     if bus.connected:
                         heard = now
-                    if now < due and not self._chosen.is_set():
+                    if now < due and bus.connected and not self._chosen.is_set():
                         continue
                     self._options()
                     dirty |= self._chosen.is_set()
