@@ -157,7 +157,7 @@ class Plant:
         return run_act(self.folder / f"run-{self.runs}", "deploy", "workflow_dispatch" if by_hand else "repository_dispatch",
                        {"inputs": told} if by_hand else {"action": "model-approved", "client_payload": told},
                        env={"REPOSITORIES": self.remote.parents[1]}, secrets={"SITES_APP_KEY": "none", "PREDMAINT_WAREHOUSE_URL": self.warehouse},
-                       variables={"SITES_APP_ID": "1", "SITES_OWNER": "acme", "SITES_REPOSITORY": "sites", "DEPLOY_WAIT": "180s"}, workflow="deploy-model.yml")
+                       variables={"SITES_APP_CLIENT_ID": "1", "SITES_OWNER": "acme", "SITES_REPOSITORY": "sites", "DEPLOY_WAIT": "180s"}, workflow="deploy-model.yml")
 
     def stands(self, ring):
         self.git("pull", "-q")
