@@ -118,12 +118,12 @@ def _signals_later() -> Iterator[None]:
         yield
 
 
-def _has_ended(pid: int) -> bool:
-    "Whether a child of ours is over, without taking its exit code: once that is taken, its number may be anybody's, and a signal to it would end a stranger."
+def _has_ended(pid: int) -> bool | None:
+    "Whether a child of ours is over, without taking its exit code: once that is taken, its number may be anybody's, and a signal to it would end a stranger. None: nobody can say."
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except (AttributeError, ChildProcessError):  # macOS has no such call before Python 3.13; somebody else has taken it
-        return False
+        return None
 
 
 class Child:
@@ -155,8 +155,11 @@ class Child:
     def alive(self) -> bool:
         "Is it running? When it no longer is, what it has started is ended, too."
         with self._asking:
-            if self.process.returncode is None and _has_ended(self.pid):
-                self._sweep()
+            if self.process.returncode is None:
+                if (ended := _has_ended(self.pid)) is False:
+                    return True  # should it end just now, `poll` would take its exit code, and what it started would be left
+                if ended:
+                    self._sweep()
             return self.process.poll() is None
 
     def wait_ready(self,

@@ -96,3 +96,15 @@ def test_what_a_child_has_started_ends_with_it_and_its_number_is_signalled_only_
         time.sleep(0.01)
     assert gone(grandchild) and signalled == [True]
     assert (child.stop(), child.kill(), signalled) == (0, 0, [True])  # its number may be somebody else's by now
+
+
+def test_a_child_that_ends_while_it_is_asked_whether_it_runs_leaves_nothing_either(tmp_path, monkeypatch):
+    ask, late = os.waitid, [None]  # the first answer is of the moment before its end
+    child = Child([sys.executable, "-c", PARENT], tmp_path / "log")
+    ask(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    monkeypatch.setattr(os, "waitid", lambda *how: late.pop() if late else ask(*how))
+    assert child.alive and not child.alive
+    grandchild, end = int((tmp_path / "log").read_text()), time.monotonic() + 30
+    while not gone(grandchild) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert gone(grandchild)
