@@ -28,6 +28,7 @@ from pdm.loop.steps import STEPS, parameters_of, step_file
 from pdm.process import free_port, lock_file
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.timeout(900)  # a whole run takes two minutes here, and more than five where others work too
 HERE_AND_NOW = {"windows_per_asset": 400, "epochs": 5, "kinds": ["mahalanobis"]}
 
 
