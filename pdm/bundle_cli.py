@@ -83,15 +83,12 @@ def _put_gate(folder: Path, answer: Path) -> None:
     from pdm.model.bundle import load_bundle
     try:
         said = json.loads(answer.read_text())
-        about = said["digest"]
-        if about == folder.name:
-            put_beside(load_bundle(folder), gate=said)
+        gate = {k: said[k] for k in ("digest", "passed", "probation", "criteria")}
     except (OSError, ValueError, KeyError, TypeError) as e:
-        if isinstance(e, InvalidInput):
-            raise
         raise InvalidInput(f"{answer} is no answer of the gate ({type(e).__name__}: {e}): expected report/result.json in the folder of the step `gate`") from e
-    if about != folder.name:
-        raise InvalidInput(f"{answer} is about bundle {str(about)[:12]}, and this is {folder.name[:12]}: name the answer of this one")
+    if gate["digest"] != folder.name:
+        raise InvalidInput(f"{answer} is about bundle {str(gate['digest'])[:12]}, and this is {folder.name[:12]}: name the answer of this one")
+    put_beside(load_bundle(folder), gate=gate)
 
 
 @bundle.command()
